@@ -1,1 +1,19 @@
-//! Placeholder until its first content lands.
+//! What the key service understands: its calls, its configuration, and a client.
+//!
+//! Anybody may depend on this crate; it knows neither keys nor files.
+
+use aziot_http::{ApiVersion, Client, Endpoint, Retry, client::NotCallable};
+
+pub mod config;
+pub mod derived_key;
+pub mod key;
+pub mod key_pair;
+pub mod operation;
+
+/// The api-versions that the service answers.
+pub const VERSIONS: &[ApiVersion] = &[ApiVersion::V2020_09_01, ApiVersion::V2021_05_01];
+
+/// A client of the key service at `endpoint` that repeats calls as `retry` says.
+pub fn client(endpoint: &Endpoint, retry: Retry) -> Result<Client, NotCallable> {
+    Client::new(endpoint, ApiVersion::V2021_05_01, retry)
+}
