@@ -1,1 +1,13 @@
-//! Placeholder until its first content lands.
+//! A device in a folder, as its users drive it: real daemons on their own sockets, the simulated cloud over TLS, `aziotctl`,
+//! and curl and openssl as clients. The system tests and `cargo xtask demo` both stand on this.
+//!
+//! Nothing here links against the daemons: the same tests can be run on other builds of them.
+
+pub mod curl;
+pub mod device;
+pub mod module;
+pub mod openssl;
+pub mod process;
+
+pub use curl::Reply;
+pub use device::{Daemon, Device, Programs};

@@ -1,2 +1,62 @@
-//! Placeholder.
-fn main() {}
+//! The one door to this repository: `cargo xtask demo` and `cargo xtask test`.
+//!
+//! Plain Rust without native dependencies, so that it runs where there is nothing but cargo; what the rest needs it installs.
+
+mod arrows;
+mod demo;
+mod packages;
+mod report;
+mod verify;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+/// Works on this repository.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Brings a device in a folder to life, with a simulated cloud, and shows what it can do.
+    ///
+    /// Installs missing build packages when run as root on a Debian-like system, builds, starts the simulated DPS and IoT
+    /// Hub, configures the device with `aziotctl config apply`, starts its daemons, and lets a module get an identity, a
+    /// token that the hub accepts and a certificate. Needs neither an account nor root.
+    Demo {
+        /// Folder of the device; kept afterwards, and gone on with if it holds a device already. Default: a temporary one.
+        #[arg(long)]
+        dir: Option<PathBuf>,
+        /// Leave the device running until Ctrl-C, and print how to talk to it.
+        #[arg(long)]
+        keep: bool,
+    },
+    /// Checks everything: format, lints, unit tests, and system tests with real daemons.
+    ///
+    /// Installs what the tests need first. This is what continuous integration runs.
+    Test,
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().task {
+        Task::Demo { dir, keep } => demo::run(dir, keep),
+        Task::Test => verify::run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            report::failure(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The repository's root.
+fn root() -> PathBuf {
+    let manifest = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    manifest.parent().map_or_else(|| manifest.clone(), PathBuf::from)
+}

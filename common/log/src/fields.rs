@@ -1,0 +1,49 @@
+//! Names of the fields of log events, so that a search finds one thing under one name in every daemon.
+//!
+//! Used as `info!({ fields::KEY_ID } = %id, "made a key")`. In the journal a name is upper case with `F_` in front: `F_KEY_ID`.
+
+/// Name of a symmetric key or key pair on this device. Never a handle: whoever has a handle may use the key.
+pub const KEY_ID: &str = "key_id";
+/// Name of a certificate on this device.
+pub const CERTIFICATE_ID: &str = "certificate_id";
+/// Name of a module identity at the hub.
+pub const MODULE_ID: &str = "module_id";
+/// Name of the device at the hub.
+pub const DEVICE_ID: &str = "device_id";
+/// Host name of the hub.
+pub const HUB: &str = "hub";
+/// Name under which the device provisions itself at DPS.
+pub const REGISTRATION_ID: &str = "registration_id";
+
+/// Numeric user of the process that called.
+pub const UID: &str = "uid";
+/// Process that called; it may be gone, and its number another's, by the time somebody reads the log.
+pub const PID: &str = "pid";
+/// HTTP method of a call.
+pub const METHOD: &str = "method";
+/// Path of a call, without its query.
+pub const PATH: &str = "path";
+/// HTTP status that answered a call.
+pub const STATUS: &str = "status";
+/// How long something took, in microseconds.
+pub const ELAPSED_MICROSECONDS: &str = "elapsed_us";
+/// Name of one call, passed on from daemon to daemon.
+pub const REQUEST_ID: &str = "request_id";
+/// Which daemon a line is about, by the short name: `keyd`.
+pub const SERVICE: &str = "service";
+/// Address of a service in the cloud or of a local socket.
+pub const URL: &str = "url";
+
+/// A file that the line is about.
+pub const FILE: &str = "file";
+/// An error with its causes, in one line.
+pub const ERROR: &str = "error";
+/// How many tries came before, counted from 1.
+pub const ATTEMPT: &str = "attempt";
+/// Time until the next try, in milliseconds.
+pub const DELAY_MILLISECONDS: &str = "delay_ms";
+
+/// Source file and line where a panic happened.
+pub const LOCATION: &str = "location";
+/// Name of the thread that panicked.
+pub const THREAD: &str = "thread";

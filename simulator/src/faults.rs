@@ -1,0 +1,160 @@
+//! Faults on demand: what a test or a curious developer wants the cloud to get wrong, and for which requests.
+//!
+//! Only chooses the fault; `server.rs` and `front.rs` commit it.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use serde::{Deserialize, Serialize};
+
+/// What goes wrong.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Kind {
+    /// Nothing.
+    #[default]
+    None,
+    /// Each new connection is closed before TLS, and open ones when they are idle: as good as unreachable.
+    Refuse,
+    /// The request is served after `milliseconds`.
+    Latency,
+    /// The connection is reset instead of an answer.
+    Reset,
+    /// `status`, by default 500, with an error body.
+    Status,
+    /// Bytes that are no JSON, called JSON.
+    Garbage,
+    /// No body.
+    Empty,
+    /// A page of HTML, as from a captive portal.
+    Html,
+    /// The request is served, but the connection ends in the middle of the answer's body.
+    Truncated,
+}
+
+/// Which certificate new connections see.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum CertificateFault {
+    #[default]
+    Good,
+    /// For another host.
+    WrongName,
+    /// Expired yesterday.
+    Expired,
+    /// By a certification authority that nobody knows.
+    OtherCa,
+}
+
+/// A fault and the requests it befalls. All members but `kind` may be left out.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct Fault {
+    pub(crate) kind: Kind,
+    /// HTTP status of the answer; 200 unless `kind` is `status`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) status: Option<u16>,
+    /// Seconds for a `retry-after` header.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) retry_after: Option<u32>,
+    /// Wait so long before the fault (or, for `latency`, before the right answer).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) milliseconds: Option<u32>,
+    /// Only requests whose path has this in it; all if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) matching: Option<String>,
+    /// Only so many requests (for `refuse`: connections), then none; no limit if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) count: Option<u32>,
+    /// For `status`: the body that a parent gateway sends when the cloud is out of its reach.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) network_error: bool,
+}
+
+/// The fault that is set at the moment.
+#[derive(Debug, Default)]
+pub(crate) struct Faults(Mutex<Fault>);
+
+impl Faults {
+    pub(crate) fn current(&self) -> Fault {
+        self.lock().clone()
+    }
+
+    pub(crate) fn set(&self, fault: Fault) {
+        *self.lock() = fault;
+    }
+
+    /// The fault for a request on `path`, if it is to have one.
+    pub(crate) fn for_request(&self, path: &str) -> Option<Fault> {
+        let mut fault = self.lock();
+        let befalls = !matches!(fault.kind, Kind::None | Kind::Refuse)
+            && fault.matching.as_deref().is_none_or(|text| path.contains(text));
+        if befalls { spend(&mut fault) } else { None }
+    }
+
+    /// Whether a new connection is to be refused.
+    pub(crate) fn refuse_connection(&self) -> bool {
+        let mut fault = self.lock();
+        fault.kind == Kind::Refuse && spend(&mut fault).is_some()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Fault> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Takes one from the count; the last one ends the fault.
+fn spend(fault: &mut Fault) -> Option<Fault> {
+    let taken = fault.clone();
+    match &mut fault.count {
+        None => {}
+        Some(0) => {
+            *fault = Fault::default();
+            return None;
+        }
+        Some(1) => *fault = Fault::default(),
+        Some(count) => *count -= 1,
+    }
+    Some(taken)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn faults(json: &str) -> Faults {
+        let faults = Faults::default();
+        faults.set(serde_json::from_str(json).unwrap());
+        faults
+    }
+
+    #[test]
+    fn only_matching_requests_and_only_so_many() {
+        let faults = faults(r#"{"kind":"status","status":429,"matching":"/devices/","count":2}"#);
+        assert_eq!(faults.for_request("/scope/registrations/r"), None);
+        assert_eq!(faults.for_request("/devices/d").unwrap().status, Some(429));
+        assert!(faults.for_request("/devices/d").is_some());
+        assert_eq!(faults.for_request("/devices/d"), None);
+        assert_eq!(faults.current(), Fault::default());
+    }
+
+    #[test]
+    fn refusing_is_about_connections() {
+        let faults = faults(r#"{"kind":"refuse","count":1}"#);
+        assert_eq!(faults.for_request("/"), None);
+        assert!(faults.refuse_connection());
+        assert!(!faults.refuse_connection());
+    }
+
+    #[test]
+    fn nothing_befalls_anybody_without_a_fault() {
+        assert_eq!(Faults::default().for_request("/"), None);
+        assert!(!Faults::default().refuse_connection());
+        assert_eq!(faults(r#"{"kind":"reset","count":0}"#).for_request("/"), None);
+    }
+
+    #[test]
+    fn slips_are_told() {
+        assert!(serde_json::from_str::<Fault>(r#"{"kind":"explode"}"#).is_err());
+        assert!(serde_json::from_str::<Fault>(r#"{"kind":"status","stauts":500}"#).is_err());
+    }
+}

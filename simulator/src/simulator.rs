@@ -1,0 +1,280 @@
+//! A whole simulator: its settings, its start, its life until somebody ends it.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use axum::Router;
+use http::StatusCode;
+use tokio::net::{TcpListener, UnixListener};
+use tokio_util::sync::CancellationToken;
+
+use crate::certificates::{self, Authority, Identity};
+use crate::cloud::{Cloud, Trust};
+use crate::control::{self, Control};
+use crate::enrollments::Enrollments;
+use crate::faults::Faults;
+use crate::folder::{self, Folder};
+use crate::front::{self, Front};
+use crate::journal::Journal;
+use crate::registry::{self, Authentication, KeyPair, SystemModules};
+use crate::server::{self, Appearance, Ends, TlsError};
+use crate::state::{self, Store};
+use crate::{dps, hub};
+
+/// Why a simulator cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Neither a folder nor a certificate is given.
+    #[error("there is no certificate to serve with: give a folder, or a certificate and its key")]
+    NoCertificate,
+    /// The folder cannot be used.
+    #[error("could not open the simulator's folder")]
+    Folder(#[from] folder::Error),
+    /// There is no usable certificate.
+    #[error("could not get the server certificate")]
+    Certificate(#[from] certificates::Error),
+    /// TLS cannot work with the certificate.
+    #[error("could not set up TLS")]
+    Tls(#[from] TlsError),
+    /// The state cannot be read or kept.
+    #[error("could not open the simulator's state")]
+    State(#[from] state::Error),
+    /// A device of the enrollments cannot be registered.
+    #[error("could not register the device {device_id:?}: {reason}")]
+    Device {
+        /// Its name.
+        device_id: String,
+        /// What the registry says.
+        reason: String,
+    },
+    /// The address cannot be listened on.
+    #[error("could not listen on {listen}")]
+    Listen {
+        /// As it was given.
+        listen: String,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// The process is ending.
+    #[error("the start was given up")]
+    Ending,
+}
+
+/// A certificate that the operator brings.
+#[derive(Clone, Debug)]
+pub struct ServerCertificate {
+    /// PEM, from leaf to root.
+    pub chain: PathBuf,
+    /// PEM.
+    pub key: PathBuf,
+}
+
+/// How a simulator is to be.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// `HOST:PORT`; port 0 takes any free one.
+    pub listen: String,
+    /// Where everything is kept. Without one, nothing is kept and no credential is checked, as with the public mock server.
+    pub folder: Option<PathBuf>,
+    /// Host names and addresses in the server certificate.
+    pub names: Vec<String>,
+    /// Name of the hub, which devices put into their tokens; `localhost:PORT` if absent.
+    pub hub_name: Option<String>,
+    /// The one id scope of DPS; any if absent.
+    pub id_scope: Option<String>,
+    /// Who may register.
+    pub enrollments: Enrollments,
+    /// Shown instead of a certificate by the simulator's own authority.
+    pub server_certificate: Option<ServerCertificate>,
+    /// Seconds for which an expired token is still taken.
+    pub clock_skew_seconds: u32,
+    /// So many polls of a registration say `assigning`.
+    pub assigning_polls: u32,
+    /// `retry-after` of pending registrations, in seconds.
+    pub retry_after_seconds: u32,
+}
+
+impl Default for Settings {
+    /// Any free port of 127.0.0.1, no folder, five minutes of clock skew, one pending poll.
+    fn default() -> Self {
+        Self {
+            listen: "127.0.0.1:0".to_owned(),
+            folder: None,
+            names: vec!["localhost".to_owned(), "127.0.0.1".to_owned()],
+            hub_name: None,
+            id_scope: None,
+            enrollments: Enrollments::default(),
+            server_certificate: None,
+            clock_skew_seconds: 300,
+            assigning_polls: 1,
+            retry_after_seconds: 1,
+        }
+    }
+}
+
+/// A simulator that listens. Connections wait until [`Simulator::run`].
+pub struct Simulator {
+    address: SocketAddr,
+    cloud: Arc<Cloud>,
+    devices: TcpListener,
+    control: Option<(UnixListener, Router)>,
+    appearance: Arc<Appearance>,
+    faults: Arc<Faults>,
+    /// Last, so that the folder is free when all else is gone.
+    folder: Option<Folder>,
+}
+
+impl Simulator {
+    /// Makes or reads what it needs, and listens; the folder's `address` file tells where.
+    pub async fn start(settings: Settings) -> Result<Self, Error> {
+        let listen = settings.listen.clone();
+        let listen_error = |source| Error::Listen { listen: listen.clone(), source };
+        let prepared = blocking(move || prepare(settings)).await?;
+        let Prepared { settings, folder, store, authority, identity } = prepared;
+        let devices = TcpListener::bind(&listen).await.map_err(listen_error)?;
+        let address = devices.local_addr().map_err(listen_error)?;
+
+        let good = server::tls_config(identity)?;
+        let appearance = Arc::new(Appearance::new(Arc::clone(&good)));
+        let faults = Arc::new(Faults::default());
+        let cloud = Arc::new(Cloud {
+            trust: if folder.is_some() { Trust::Verify } else { Trust::Permissive },
+            hub_name: settings.hub_name.unwrap_or_else(|| format!("localhost:{}", address.port())),
+            id_scope: settings.id_scope,
+            clock_skew_seconds: settings.clock_skew_seconds,
+            assigning_polls: settings.assigning_polls,
+            retry_after_seconds: settings.retry_after_seconds,
+            enrollments: settings.enrollments,
+            store,
+            journal: Journal::default(),
+        });
+        register_manual_devices(&cloud).await?;
+        let control = match &folder {
+            None => None,
+            Some(folder) => {
+                let control = Control {
+                    cloud: Arc::clone(&cloud),
+                    faults: Arc::clone(&faults),
+                    appearance: Arc::clone(&appearance),
+                    good,
+                    authority,
+                    names: settings.names,
+                };
+                Some((folder.listen()?, control::routes(Arc::new(control))))
+            }
+        };
+        let folder = match folder {
+            None => None,
+            Some(folder) => Some(
+                blocking(move || {
+                    folder.write_address(&address.to_string())?;
+                    Ok(folder)
+                })
+                .await?,
+            ),
+        };
+        Ok(Self { address, cloud, devices, control, appearance, faults, folder })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The name that devices put into their tokens.
+    #[must_use]
+    pub fn hub_name(&self) -> &str {
+        &self.cloud.hub_name
+    }
+
+    /// Serves until `shutdown`, then answers what is under way for at most five seconds.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let Self { address, cloud, devices, control, appearance, faults, folder } = self;
+        let ends = Ends::new(shutdown);
+        let router = Router::new()
+            .merge(dps::routes())
+            .merge(hub::routes())
+            .fallback(async || front::refuse(StatusCode::NOT_FOUND, "there is no such path"))
+            .method_not_allowed_fallback(async || {
+                front::refuse(StatusCode::METHOD_NOT_ALLOWED, "the path has no such method")
+            })
+            // `front` has limited the body already; axum's own limit would add a second answer.
+            .layer(axum::extract::DefaultBodyLimit::disable())
+            .with_state(Arc::clone(&cloud));
+        let front = Arc::new(Front::new(router, Arc::clone(&cloud), Arc::clone(&faults), ends.calls.clone()));
+        match cloud.trust {
+            Trust::Verify => tracing::info!(%address, hub_name = cloud.hub_name, "ready"),
+            Trust::Permissive => tracing::warn!(
+                %address,
+                hub_name = cloud.hub_name,
+                "ready, but without --dir: no credential is checked and nothing is kept"
+            ),
+        }
+        let devices = server::serve_devices(devices, appearance, faults, front, ends.clone());
+        match control {
+            Some((listener, router)) => {
+                tokio::join!(devices, server::serve_control(listener, router, ends.clone()));
+            }
+            None => devices.await,
+        }
+        tracing::info!("shutting down");
+        ends.drained().await;
+        drop(folder);
+    }
+}
+
+struct Prepared {
+    settings: Settings,
+    folder: Option<Folder>,
+    store: Store,
+    authority: Option<Authority>,
+    identity: Identity,
+}
+
+/// All that touches files, before anything listens.
+fn prepare(settings: Settings) -> Result<Prepared, Error> {
+    let folder = settings.folder.as_deref().map(Folder::open).transpose()?;
+    let store = match &folder {
+        None => Store::in_memory(),
+        Some(folder) => Store::open(folder.path().join("state.json"))?,
+    };
+    let (authority, identity) = match (&settings.server_certificate, &folder) {
+        (Some(brought), _) => (None, Identity::read(&brought.chain, &brought.key)?),
+        (None, Some(folder)) => {
+            let authority = Authority::open(folder.path())?;
+            let identity = authority.server(folder.path(), &settings.names)?;
+            (Some(authority), identity)
+        }
+        (None, None) => return Err(Error::NoCertificate),
+    };
+    Ok(Prepared { settings, folder, store, authority, identity })
+}
+
+async fn register_manual_devices(cloud: &Cloud) -> Result<(), Error> {
+    let devices = cloud.enrollments.manual_devices();
+    if devices.is_empty() {
+        return Ok(());
+    }
+    let register = |state: &mut state::State| {
+        devices.iter().try_for_each(|device| {
+            let primary_key = device.symmetric_key.clone();
+            let secondary_key = device.secondary_key.clone().unwrap_or_else(|| primary_key.clone());
+            let authentication = Authentication::sas(KeyPair { primary_key, secondary_key });
+            let system_modules = if device.iot_edge { SystemModules::Preset } else { SystemModules::Absent };
+            let registered = state.registry.put_device(&device.device_id, authentication, system_modules);
+            registered.map_err(|error: registry::Error| Error::Device {
+                device_id: device.device_id.clone(),
+                reason: error.to_string(),
+            })
+        })
+    };
+    cloud.store.change(register).await?
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| Error::Ending)?
+}

@@ -1,0 +1,9 @@
+//! The simulator as its users meet it: over TLS, over its control socket, and as a program.
+
+#![expect(clippy::unwrap_used, reason = "clippy knows #[test] functions as tests, but not the helpers beside them")]
+
+mod devices;
+mod faults;
+mod limits;
+mod program;
+mod world;

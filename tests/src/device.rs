@@ -1,0 +1,321 @@
+//! The device in a folder: `etc/aziot`, `run/aziot`, `var/lib/aziot`, `log`, and beside them the cloud's own folder.
+
+use std::{
+    collections::BTreeMap,
+    env, fs,
+    io::Write as _,
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, symlink},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, bail};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+
+use crate::{
+    curl::{self, Reply},
+    process::{Process, Ready, Restart},
+};
+
+/// The daemons of the device, in the order in which they are started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Daemon {
+    /// `aziot-keyd`
+    Keys,
+    /// `aziot-certd`
+    Certificates,
+    /// `aziot-identityd`
+    Identity,
+}
+
+impl Daemon {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Keys, Self::Certificates, Self::Identity];
+
+    /// Short name, as in the path of its socket.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Keys => "keyd",
+            Self::Certificates => "certd",
+            Self::Identity => "identityd",
+        }
+    }
+}
+
+/// Where the programs are.
+#[derive(Clone, Debug)]
+pub struct Programs {
+    folder: PathBuf,
+}
+
+impl Programs {
+    /// Programs in this folder.
+    #[must_use]
+    pub fn in_folder(folder: impl Into<PathBuf>) -> Self {
+        Self { folder: folder.into() }
+    }
+
+    /// Programs of the build that this test belongs to. `cargo xtask test` builds them before any test runs.
+    pub fn of_this_build() -> Result<Self> {
+        let test = env::current_exe().context("the test does not know where it is")?;
+        let folder = test.ancestors().nth(2).context("tests lie in target/PROFILE/deps")?;
+        let programs = Self::in_folder(folder);
+        for name in ["aziotd", "aziotctl", "aziot-simulator"] {
+            if !programs.path(name).exists() {
+                bail!(
+                    "{} is missing: run `cargo xtask test`, or `cargo build --bins` first",
+                    programs.path(name).display()
+                );
+            }
+        }
+        Ok(programs)
+    }
+
+    /// Path of one program.
+    #[must_use]
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+}
+
+/// A device and its cloud.
+pub struct Device {
+    folder: PathBuf,
+    programs: Programs,
+    restart: Restart,
+    simulator: Option<Process>,
+    daemons: BTreeMap<Daemon, Process>,
+    /// Address of the cloud's TLS port, once it has one; it stays the same over its restarts.
+    address: Option<String>,
+}
+
+/// Where the cloud listened last: its name for the device has the port in it, and must stay.
+const CLOUD_ADDRESS: &str = "cloud/last-address";
+/// Registration id of the device.
+pub const REGISTRATION_ID: &str = "pump-7";
+/// Id scope of the simulated DPS.
+pub const ID_SCOPE: &str = "0ne00000007";
+
+impl Device {
+    /// Makes the folders. What an earlier device left there is kept.
+    pub fn new(folder: &Path, programs: Programs, restart: Restart) -> Result<Self> {
+        for name in ["bin", "etc/aziot", "run/aziot", "var/lib/aziot", "var/secrets", "log", "cloud"] {
+            let path = folder.join(name);
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o755)
+                .create(&path)
+                .with_context(|| path.display().to_string())?;
+        }
+        let folder = folder.canonicalize().context("could not resolve the device's folder")?;
+        for daemon in Daemon::ALL {
+            let link = folder.join("bin").join(format!("aziot-{}", daemon.name()));
+            // Of an earlier run, and maybe of another build.
+            let _ = fs::remove_file(&link);
+            symlink(programs.path("aziotd"), &link).with_context(|| format!("could not make {}", link.display()))?;
+        }
+        let address = fs::read_to_string(folder.join(CLOUD_ADDRESS)).ok();
+        Ok(Self { folder, programs, restart, simulator: None, daemons: BTreeMap::new(), address })
+    }
+
+    /// The device's folder.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// A path inside it.
+    #[must_use]
+    pub fn path(&self, relative: &str) -> PathBuf {
+        self.folder.join(relative)
+    }
+
+    /// Socket of a daemon.
+    #[must_use]
+    pub fn socket(&self, daemon: Daemon) -> PathBuf {
+        self.path(&format!("run/aziot/{}.sock", daemon.name()))
+    }
+
+    /// The CA that the cloud's certificate comes from.
+    #[must_use]
+    pub fn roots(&self) -> PathBuf {
+        self.path("cloud/ca.pem")
+    }
+
+    /// `localhost:PORT`, where DPS and hub listen.
+    pub fn cloud(&self) -> Result<String> {
+        let address = self.address.as_ref().context("the cloud has not been started")?;
+        let (_, port) = address.rsplit_once(':').with_context(|| format!("no port in {address}"))?;
+        Ok(format!("localhost:{port}"))
+    }
+
+    /// Enrols the device with a random key, unless it is enrolled already, and starts the cloud.
+    pub fn start_cloud(&mut self) -> Result<()> {
+        let enrollments = self.path("cloud/enrollments.toml");
+        if !enrollments.exists() {
+            let key = STANDARD.encode(random_key()?);
+            let table = format!("[[enrollment]]\nregistration_id = {REGISTRATION_ID:?}\nsymmetric_key = {key:?}\n");
+            write_private(&enrollments, &table)?;
+        }
+        let program = self.programs.path("aziot-simulator");
+        let (folder, file) = (self.path("cloud"), enrollments);
+        let listen = self.address.clone().unwrap_or_else(|| "127.0.0.1:0".to_owned());
+        let command = move || {
+            let mut command = Command::new(&program);
+            command.arg("--dir").arg(&folder).arg("--enrollments").arg(&file).args(["--id-scope", ID_SCOPE]);
+            command.args(["--listen", &listen, "--retry-after", "1"]);
+            command
+        };
+        let ready = Ready::File(self.path("cloud/address"));
+        let log = self.path("log/simulator.log");
+        self.simulator = Some(Process::start("simulator", &log, self.restart, &ready, command)?);
+        let address = fs::read_to_string(self.path("cloud/address")).context("could not read the cloud's address")?;
+        let address = address.trim().to_owned();
+        write_private(&self.path(CLOUD_ADDRESS), &address)?;
+        self.address = Some(address);
+        Ok(())
+    }
+
+    /// Takes the cloud away.
+    pub fn stop_cloud(&mut self) -> Result<()> {
+        self.simulator.take().context("the cloud is not running")?.stop().map(|_| ())
+    }
+
+    /// Key of the device's enrolment, base64.
+    pub fn enrollment_key(&self) -> Result<String> {
+        let text = fs::read_to_string(self.path("cloud/enrollments.toml")).context("the device is not enrolled")?;
+        let line = text.lines().find_map(|line| line.strip_prefix("symmetric_key = "));
+        Ok(line.context("no key in the enrolment")?.trim_matches('"').to_owned())
+    }
+
+    /// `[provisioning]` for DPS with the enrolment's symmetric key.
+    pub fn dps_provisioning(&self) -> Result<String> {
+        let (cloud, key) = (self.cloud()?, self.enrollment_key()?);
+        Ok(format!(
+            "[provisioning]\nsource = \"dps\"\nglobal_endpoint = \"https://{cloud}\"\nid_scope = \"{ID_SCOPE}\"\n\n\
+             [provisioning.attestation]\nmethod = \"symmetric_key\"\nregistration_id = \"{REGISTRATION_ID}\"\n\
+             symmetric_key = {{ value = \"{key}\" }}\n"
+        ))
+    }
+
+    /// Writes the super-config and lets `aziotctl config apply` make the daemons' files of it. Returns what it printed.
+    pub fn configure(&self, super_config: &str) -> Result<String> {
+        write_private(&self.path("etc/aziot/config.toml"), super_config)?;
+        let output = self.aziotctl(&["config", "apply"])?;
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        if !output.status.success() {
+            bail!("aziotctl config apply failed: {text}");
+        }
+        Ok(text)
+    }
+
+    /// Runs `aziotctl` on this device.
+    pub fn aziotctl(&self, arguments: &[&str]) -> Result<std::process::Output> {
+        let mut command = Command::new(self.programs.path("aziotctl"));
+        command.args(arguments).arg("--root").arg(&self.folder);
+        command.output().context("could not run aziotctl")
+    }
+
+    /// Adds a drop-in beside a daemon's generated configuration.
+    pub fn drop_in(&self, daemon: Daemon, name: &str, text: &str) -> Result<()> {
+        write_private(&self.path(&format!("etc/aziot/{}/config.d/{name}", daemon.name())), text)
+    }
+
+    /// Starts a daemon and waits until it is ready.
+    pub fn start(&mut self, daemon: Daemon) -> Result<()> {
+        self.start_with(daemon, |_| {})
+    }
+
+    /// Starts a daemon whose command line or environment the caller changes.
+    pub fn start_with(&mut self, daemon: Daemon, change: impl Fn(&mut Command) + Send + 'static) -> Result<()> {
+        let name = daemon.name();
+        let program = self.path(&format!("bin/aziot-{name}"));
+        let (config, roots) = (self.path(&format!("etc/aziot/{name}")), self.roots());
+        let command = move || {
+            let mut command = Command::new(&program);
+            let variable = format!("AZIOT_{}_CONFIG", name.to_uppercase());
+            command.env(&variable, config.join("config.toml")).env(format!("{variable}_DIR"), config.join("config.d"));
+            command.env("SSL_CERT_FILE", &roots).env_remove("SSL_CERT_DIR");
+            command.env_remove("HTTPS_PROXY").env_remove("https_proxy");
+            change(&mut command);
+            command
+        };
+        let log = self.path(&format!("log/{name}.log"));
+        let ready = Ready::Notify(self.path("run"));
+        let process = Process::start(name, &log, self.restart, &ready, command)?;
+        self.daemons.insert(daemon, process);
+        Ok(())
+    }
+
+    /// Starts all daemons.
+    pub fn start_all(&mut self) -> Result<()> {
+        Daemon::ALL.into_iter().try_for_each(|daemon| self.start(daemon))
+    }
+
+    /// The process of a daemon that runs.
+    pub fn process(&self, daemon: Daemon) -> Result<&Process> {
+        self.daemons.get(&daemon).with_context(|| format!("{} is not running", daemon.name()))
+    }
+
+    /// Ends a daemon as a power cut would.
+    pub fn kill(&mut self, daemon: Daemon) -> Result<()> {
+        self.take(daemon)?.kill()
+    }
+
+    /// Stops a daemon in order.
+    pub fn stop(&mut self, daemon: Daemon) -> Result<std::process::ExitStatus> {
+        self.take(daemon)?.stop()
+    }
+
+    fn take(&mut self, daemon: Daemon) -> Result<Process> {
+        self.daemons.remove(&daemon).with_context(|| format!("{} is not running", daemon.name()))
+    }
+
+    /// Calls a daemon as the user that runs this.
+    pub fn call(&self, daemon: Daemon, method: &str, target: &str, body: Option<&str>) -> Result<Reply> {
+        curl::on_socket(&self.socket(daemon), None, method, target, body)
+    }
+
+    /// Calls a daemon as another user; only root can.
+    pub fn call_as(&self, uid: u32, daemon: Daemon, method: &str, target: &str, body: Option<&str>) -> Result<Reply> {
+        curl::on_socket(&self.socket(daemon), Some(uid), method, target, body)
+    }
+
+    /// Stops everything in order: callers before the called.
+    pub fn stop_all(&mut self) -> Result<()> {
+        for daemon in Daemon::ALL.into_iter().rev() {
+            if let Some(process) = self.daemons.remove(&daemon) {
+                let status = process.stop()?;
+                if !status.success() {
+                    bail!("{} ended with {status}", daemon.name());
+                }
+            }
+        }
+        if self.simulator.is_some() {
+            self.stop_cloud()?;
+        }
+        Ok(())
+    }
+}
+
+fn random_key() -> Result<[u8; 32]> {
+    use std::io::Read as _;
+    let mut key = [0; 32];
+    fs::File::open("/dev/urandom")
+        .and_then(|mut file| file.read_exact(&mut key))
+        .context("could not read /dev/urandom")?;
+    Ok(key)
+}
+
+/// Writes a file that only its owner reads. A device in a folder is scenery: nothing is lost when it is cut short.
+fn write_private(path: &Path, text: &str) -> Result<()> {
+    let written = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+        .and_then(|mut file| file.write_all(text.as_bytes()));
+    written.with_context(|| format!("could not write {}", path.display()))
+}

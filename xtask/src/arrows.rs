@@ -1,0 +1,126 @@
+//! The arrows of the design, held by tests: which crate may depend on which, and which room of a crate may enter which.
+//! Cargo forbids circles between crates only.
+
+#![cfg(test)]
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use serde_json::Value;
+
+const SERVICES: [&str; 6] = ["keyd", "certd", "identityd", "tpmd", "edged", "updated"];
+/// Folders whose crates put the whole together, and may know everybody.
+const ASSEMBLIES: [&str; 4] = ["aziotd", "aziotctl", "tests", "xtask"];
+
+/// Folder of each crate of the workspace, and the folders of the crates it depends on (tests' dependencies left out).
+fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--no-deps", "--format-version", "1", "--offline"])
+        .current_dir(crate::root())
+        .output()
+        .expect("cargo metadata");
+    let metadata: Value = serde_json::from_slice(&output.stdout).expect("JSON of cargo metadata");
+    let root = crate::root();
+    let packages = metadata["packages"].as_array().expect("packages");
+    let folder = |package: &Value| {
+        let manifest = PathBuf::from(package["manifest_path"].as_str().expect("a manifest"));
+        manifest.parent().expect("a folder").strip_prefix(&root).expect("inside").to_string_lossy().into_owned()
+    };
+    let folders: BTreeMap<&str, String> =
+        packages.iter().map(|package| (package["name"].as_str().expect("a name"), folder(package))).collect();
+    let depends = |package: &Value| {
+        let all = package["dependencies"].as_array().expect("dependencies").iter();
+        let own = all.filter(|dependency| dependency["kind"] != "dev");
+        own.filter_map(|dependency| folders.get(dependency["name"].as_str()?).cloned()).collect()
+    };
+    packages.iter().map(|package| (folder(package), depends(package))).collect()
+}
+
+#[test]
+fn no_daemon_depends_on_another_daemon() {
+    let mut faults = Vec::new();
+    for (here, there) in dependencies() {
+        let room = here.split('/').next().unwrap_or_default();
+        for there in there {
+            let service = there.split('/').next().unwrap_or_default();
+            let foreign = SERVICES.contains(&service) && service != room;
+            // The key library is a product of its own; the CLI shares its reading of key URIs.
+            let library = here == "aziotctl" && there == "keyd/keys";
+            let inner = foreign && !there.ends_with("/api") && !library;
+            if inner && !(room == "aziotd" || room == "tests") {
+                faults.push(format!("{here} -> {there}: depend on {service}/api"));
+            }
+            if here.starts_with("common/") && SERVICES.contains(&service) {
+                faults.push(format!("{here} -> {there}: common knows no service"));
+            }
+            if here == "pki" && foreign && !["keyd/api", "certd/api"].contains(&there.as_str()) {
+                faults.push(format!("{here} -> {there}: pki knows keyd/api and certd/api only"));
+            }
+            if ASSEMBLIES.contains(&service) && !(room == "xtask" && service == "tests") {
+                faults.push(format!("{here} -> {there}: nobody depends on what puts the whole together"));
+            }
+        }
+    }
+    assert!(faults.is_empty(), "{faults:#?}");
+}
+
+/// What a room must not name: files whose path ends so, and words that stand for the forbidden rooms.
+const FORBIDDEN: &[(&str, &[&str], &str)] = &[
+    ("http.rs", &["std::fs", "crate::store", "super::store", "aziot_files"], "routes touch no files"),
+    ("store.rs", &["aziot_http::", "crate::http", "StatusCode"], "files know no HTTP"),
+    ("state.rs", &["crate::http", "StatusCode"], "files know no HTTP"),
+];
+
+#[test]
+fn rooms_are_entered_in_one_direction() {
+    let mut faults = Vec::new();
+    for service in SERVICES {
+        for file in rust_files(&crate::root().join(service).join("src")) {
+            let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let text = fs::read_to_string(&file).expect("a source file");
+            // Tests may reach further.
+            let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+            for (room, words, why) in FORBIDDEN.iter().filter(|(room, ..)| *room == name) {
+                for word in words.iter().filter(|word| code.contains(**word)) {
+                    faults.push(format!("{} names {word}: {why} ({room})", file.display()));
+                }
+            }
+            let routes = name == "http.rs" || file.components().any(|part| part.as_os_str() == "http");
+            if !routes && name != "lib.rs" && code.contains("crate::http::") {
+                faults.push(format!("{} enters http: only lib.rs does", file.display()));
+            }
+            if !routes && (code.contains("StatusCode::") || code.contains("axum::")) {
+                faults.push(format!("{} chooses a status: only http does", file.display()));
+            }
+        }
+    }
+    assert!(faults.is_empty(), "{faults:#?}");
+}
+
+fn rust_files(folder: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
+    let mut files = Vec::new();
+    for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
+        if path.is_dir() {
+            files.extend(rust_files(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            files.push(path);
+        }
+    }
+    files
+}
+
+#[test]
+fn every_source_file_says_why_it_exists() {
+    let root = crate::root();
+    let folders = dependencies().into_keys();
+    let silent: Vec<_> = folders
+        .flat_map(|folder| rust_files(&root.join(folder).join("src")))
+        .filter(|file| !fs::read_to_string(file).is_ok_and(|text| text.starts_with("//!")))
+        .collect();
+    assert!(silent.is_empty(), "no header: {silent:#?}");
+}

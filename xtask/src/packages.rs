@@ -1,0 +1,83 @@
+//! What building and testing need of the system, and how to get it.
+
+use std::{
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::report;
+
+/// A thing that must be there, how to see that it is, and the Debian package that brings it.
+struct Need {
+    probe: &'static [&'static str],
+    package: &'static str,
+}
+
+const NEEDS: &[Need] = &[
+    Need { probe: &["cc", "--version"], package: "gcc" },
+    Need { probe: &["pkg-config", "--version"], package: "pkg-config" },
+    Need { probe: &["pkg-config", "--exists", "openssl"], package: "libssl-dev" },
+    Need { probe: &["openssl", "version"], package: "openssl" },
+    Need { probe: &["curl", "--version"], package: "curl" },
+];
+
+/// Makes sure that all of it is there: installs it as root, otherwise says how.
+pub(crate) fn ensure() -> Result<()> {
+    let missing: Vec<&str> = NEEDS.iter().filter(|need| !works(need.probe)).map(|need| need.package).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let line = format!("apt-get install --yes {}", missing.join(" "));
+    if !Path::new("/usr/bin/apt-get").exists() {
+        bail!("missing: {}. Install what your distribution calls them, then run this again", missing.join(", "));
+    }
+    if !is_root() {
+        bail!("missing: {}. Run `sudo {line}`, then run this again", missing.join(", "));
+    }
+    report::line(format_args!("installing {}", missing.join(", ")))?;
+    apt(&["update"])?;
+    let mut arguments = vec!["install", "--yes", "--no-install-recommends"];
+    arguments.extend(&missing);
+    apt(&arguments)?;
+    match NEEDS.iter().find(|need| !works(need.probe)) {
+        Some(need) => bail!("`{}` does not work although {} is installed", need.probe.join(" "), need.package),
+        None => Ok(()),
+    }
+}
+
+/// Makes sure that cargo can format and lint.
+pub(crate) fn ensure_components() -> Result<()> {
+    for component in ["rustfmt", "clippy"] {
+        let subcommand = if component == "rustfmt" { "fmt" } else { "clippy" };
+        if !works(&["cargo", subcommand, "--version"]) {
+            let status = Command::new("rustup").args(["component", "add", component]).status();
+            if !status.is_ok_and(|status| status.success()) {
+                bail!("cargo {subcommand} is missing: run `rustup component add {component}`");
+            }
+        }
+    }
+    Ok(())
+}
+
+fn works(probe: &[&str]) -> bool {
+    let Some((program, arguments)) = probe.split_first() else { return false };
+    let status = Command::new(program).args(arguments).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    status.is_ok_and(|status| status.success())
+}
+
+fn apt(arguments: &[&str]) -> Result<()> {
+    let mut command = Command::new("apt-get");
+    command.args(arguments).env("DEBIAN_FRONTEND", "noninteractive").stdin(Stdio::null()).stdout(Stdio::null());
+    let status = command.status().context("could not run apt-get")?;
+    if !status.success() {
+        bail!("apt-get {} failed", arguments.join(" "));
+    }
+    Ok(())
+}
+
+fn is_root() -> bool {
+    let output = Command::new("id").arg("-u").output();
+    output.is_ok_and(|output| output.stdout.trim_ascii() == b"0")
+}
