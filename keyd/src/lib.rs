@@ -1,1 +1,56 @@
-//! Placeholder until its first content lands.
+//! The key service: owns every key of the device and lets other programs use them over a Unix socket, without ever handing out a private one.
+//!
+//! This crate decides who may use which key and what a handle is worth. Key files and cryptography are `aziot-keys`, sockets
+//! and the HTTP rules that all services share are `aziot-http`, wire types are `aziot-keyd-api`.
+
+mod blocking;
+mod error;
+mod handle;
+mod http;
+mod keys;
+mod principals;
+mod reload;
+mod settings;
+#[cfg(test)]
+mod test_vectors;
+#[cfg(test)]
+mod wire_tests;
+
+use std::sync::Arc;
+
+use aziot_config::Sources;
+use aziot_http::{Activation, DaemonError, Limits, Listener, Server, Shutdown, daemon};
+use aziot_keyd_api::config::Config;
+use aziot_keys::{Keys as Library, SettingsError};
+
+use crate::keys::Keys;
+use crate::principals::Principals;
+
+/// Serves keys until `shutdown`, with the configuration in `sources`.
+///
+/// The socket is open before the key library starts, so that early callers wait instead of being refused.
+pub async fn run(sources: Sources, activation: Activation, shutdown: Shutdown) -> Result<(), DaemonError> {
+    // Before loading, so that no change is missed.
+    let watch = reload::watch(&sources);
+    let loaded = aziot_config::load::<Config>(&sources).map_err(DaemonError::settings)?;
+    reload::log_findings(&loaded.findings);
+    let config = loaded.value;
+    let listener = Listener::open(&config.endpoints.aziot_keyd, activation).map_err(DaemonError::service)?;
+    let keys = Arc::new(keys(&config)?);
+    let server = Server::new(listener, Limits::new(config.max_requests));
+    daemon::ready();
+    tokio::select! {
+        outcome = server.serve(http::routes(Arc::clone(&keys)), shutdown) => outcome.map_err(DaemonError::service),
+        () = reload::keep_current(watch, sources, config, keys) => Ok(()),
+    }
+}
+
+fn keys(config: &Config) -> Result<Keys, DaemonError> {
+    let settings = settings::library_settings(config.aziot_keys.clone(), config.preloaded_keys.clone())
+        .map_err(DaemonError::settings)?;
+    let library = Library::new(settings).map_err(|error| match error {
+        SettingsError::Folder(_) => DaemonError::service(error),
+        _ => DaemonError::settings(error),
+    })?;
+    Ok(Keys::new(library, Principals::new(&config.principal)))
+}

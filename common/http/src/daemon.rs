@@ -8,9 +8,9 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// Why a daemon ended before it was asked to.
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
-    /// Its settings are unusable; starting again will not help.
-    #[error("could not read config")]
-    Settings(#[source] BoxError),
+    /// Its settings are unusable, as the error itself says; starting again will not help.
+    #[error(transparent)]
+    Settings(BoxError),
     /// Anything else.
     #[error("service encountered an error")]
     Service(#[source] BoxError),

@@ -1,0 +1,128 @@
+//! Key files: read, written, renamed and removed. What may be done to which key is decided in `keys`.
+//!
+//! Writing is left to `aziot_files`: whole or not at all, mode 0600, on disk when the call returns. Files of the public system
+//! have mode 0644; they are used as they are, with a warning.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use aziot_files::{Created, Mode};
+use zeroize::Zeroizing;
+
+use crate::cache::{Cache, Stamp};
+use crate::content::Content;
+use crate::error::Failure;
+use crate::location::Location;
+
+/// More than any key; a request body cannot carry as much.
+const LARGEST_FILE: u64 = 1024 * 1024;
+
+pub(crate) struct Store {
+    folder: Option<PathBuf>,
+    cache: Cache,
+}
+
+impl Store {
+    /// `folder` is where the keys lie that are not preloaded. What a crash left of unfinished writes there is removed.
+    pub(crate) fn new(folder: Option<&Path>) -> Result<Store, aziot_files::Error> {
+        if let Some(folder) = folder {
+            let removed = aziot_files::remove_leftovers(folder)?;
+            if removed > 0 {
+                tracing::info!(folder = %folder.display(), removed, "removed what a crash left of unfinished key files");
+            }
+        }
+        Ok(Store { folder: folder.map(Path::to_owned), cache: Cache::default() })
+    }
+
+    /// The key at `location`, `None` if nothing is there.
+    pub(crate) fn load(&self, location: &Location) -> Result<Option<Arc<Content>>, Failure> {
+        let path = location.path();
+        let Some(stamp) = stamp(path)? else {
+            self.cache.forget(path);
+            return Ok(None);
+        };
+        if let Some(content) = self.cache.get(path, stamp) {
+            return Ok(Some(content));
+        }
+        let bytes = match aziot_files::read_limited(path, LARGEST_FILE) {
+            Ok(bytes) => Zeroizing::new(bytes),
+            Err(error) if error.is_not_found() => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        if bytes.is_empty() {
+            return Err(Failure::Empty { path: path.to_owned() });
+        }
+        // A file that vanished since is no matter for a warning.
+        if let Ok(Some(warning)) = aziot_files::mode_warning(path) {
+            tracing::warn!("{warning}");
+        }
+        let content = Arc::new(Content::parse(bytes)?);
+        self.cache.put(path, stamp, &content);
+        Ok(Some(content))
+    }
+
+    /// Whether [`Store::load`] would find the key without reading a file.
+    pub(crate) fn is_ready(&self, location: &Location) -> bool {
+        matches!(stamp(location.path()), Ok(Some(stamp)) if self.cache.get(location.path(), stamp).is_some())
+    }
+
+    /// Puts a new key where nothing is. A file of no bytes counts as nothing unless it is preloaded; a crash of the public system leaves such files.
+    pub(crate) fn create(&self, location: &Location, bytes: &[u8]) -> Result<Created, Failure> {
+        let path = location.path();
+        self.make_folder(location)?;
+        let created = aziot_files::write_new(path, Mode::PRIVATE, bytes)?;
+        if created == Created::AlreadyThere && !location.is_preloaded() && is_empty_file(path) {
+            tracing::warn!(path = %path.display(), "the key file is empty, as a crash while it was written leaves it; making a new key in its place");
+            aziot_files::write(path, Mode::PRIVATE, bytes)?;
+            return Ok(Created::New);
+        }
+        Ok(created)
+    }
+
+    /// Puts a key at `location`, over what is there.
+    pub(crate) fn replace(&self, location: &Location, bytes: &[u8]) -> Result<(), Failure> {
+        self.make_folder(location)?;
+        aziot_files::write(location.path(), Mode::PRIVATE, bytes)?;
+        self.cache.forget(location.path());
+        Ok(())
+    }
+
+    /// Removes the key; tells whether it was there.
+    pub(crate) fn remove(&self, location: &Location) -> Result<bool, Failure> {
+        let removed = aziot_files::remove(location.path())?;
+        self.cache.forget(location.path());
+        Ok(removed)
+    }
+
+    /// Gives a key the place of another, in one step.
+    pub(crate) fn rename(&self, from: &Location, to: &Location) -> Result<(), Failure> {
+        aziot_files::rename(from.path(), to.path())?;
+        self.cache.forget(from.path());
+        self.cache.forget(to.path());
+        Ok(())
+    }
+
+    /// A preloaded key's folder is the operator's and must exist.
+    fn make_folder(&self, location: &Location) -> Result<(), Failure> {
+        if let Some(folder) = self.folder.as_ref().filter(|_| !location.is_preloaded()) {
+            // New or there already: both are what is wanted.
+            let _ = aziot_files::create_directory(folder, Mode::PRIVATE_DIRECTORY)?;
+        }
+        Ok(())
+    }
+}
+
+/// `None` if nothing is at `path`.
+fn stamp(path: &Path) -> Result<Option<Stamp>, Failure> {
+    match path.metadata() {
+        // Opening a pipe would wait for a writer for ever.
+        Ok(metadata) if !metadata.is_file() => Err(Failure::NotAFile { path: path.to_owned() }),
+        Ok(metadata) => Ok(Some(Stamp::from(&metadata))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(Failure::Inaccessible { path: path.to_owned(), source }),
+    }
+}
+
+fn is_empty_file(path: &Path) -> bool {
+    path.symlink_metadata().is_ok_and(|metadata| metadata.is_file() && metadata.len() == 0)
+}

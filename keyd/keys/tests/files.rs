@@ -1,0 +1,436 @@
+//! What the library does to key files: made, found, replaced, moved, deleted, and above all left alone.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests, which clippy does not take for tests")]
+
+use std::error::Error as _;
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::sync::Barrier;
+use std::thread;
+
+use aziot_keys::{
+    Class, Error, Failure, Invalid, KeyPairAlgorithm, Keys, NotKeyPair, PublicParameter, Secret, Settings,
+    SymmetricUse, file_name,
+};
+use tempfile::TempDir;
+
+const HOW: &[u8] = b"-----BEGIN PRIVATE KEY-----";
+
+/// A home directory with its keys.
+struct Device {
+    folder: TempDir,
+    keys: Keys,
+}
+
+impl Device {
+    fn new() -> Device {
+        Device::with_preloaded(&[])
+    }
+
+    /// Preloaded keys lie in the folder `preloaded`, beside the home.
+    fn with_preloaded(ids: &[&str]) -> Device {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("preloaded")).unwrap();
+        let place = |id: &&str| {
+            let path = folder.path().join("preloaded").join(id);
+            ((*id).to_owned(), format!("file://{}", path.display()))
+        };
+        let settings = Settings {
+            homedir_path: Some(folder.path().join("home")),
+            preloaded_keys: ids.iter().map(place).collect(),
+            ..Settings::default()
+        };
+        let keys = Keys::new(settings).unwrap();
+        Device { folder, keys }
+    }
+
+    fn path(&self, id: &str) -> PathBuf {
+        self.folder.path().join("home/keys").join(file_name(id).unwrap())
+    }
+
+    fn preloaded_path(&self, id: &str) -> PathBuf {
+        self.folder.path().join("preloaded").join(id)
+    }
+
+    /// Puts a file where the library would, as the public system would.
+    fn put(&self, id: &str, bytes: &[u8]) {
+        fs::create_dir_all(self.folder.path().join("home/keys")).unwrap();
+        put(&self.path(id), bytes);
+    }
+
+    fn hmac(&self, id: &str) -> Result<Secret, Error> {
+        self.keys.sign_hmac(SymmetricUse::Stored(id), b"message")
+    }
+
+    fn point(&self, id: &str) -> Vec<u8> {
+        self.keys.public_parameter(id, PublicParameter::EcPoint).unwrap()
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "stands for another program that writes in place")]
+fn put(path: &Path, bytes: &[u8]) {
+    fs::write(path, bytes).unwrap();
+}
+
+fn secret(bytes: &[u8]) -> Secret {
+    Secret::new(bytes.to_vec())
+}
+
+fn mode(path: &Path) -> u32 {
+    path.metadata().unwrap().permissions().mode() & 0o777
+}
+
+fn invalid(outcome: Result<impl Sized, Error>) -> Invalid {
+    match outcome.map(|_| ()) {
+        Err(Error::InvalidParameter { source, .. }) => source,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn failure(outcome: Result<impl Sized, Error>) -> Failure {
+    match outcome.map(|_| ()) {
+        Err(Error::External { source, .. }) => source,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn is_preloaded(outcome: Result<impl Sized, Error>) -> bool {
+    outcome.is_err_and(|error| error.class() == Class::Preloaded)
+}
+
+#[test]
+fn a_key_is_made_once_with_private_modes() {
+    let device = Device::new();
+    assert!(matches!(invalid(device.keys.load_key("k")), Invalid::NotFound));
+    device.keys.create_key("k").unwrap();
+    let bytes = fs::read(device.path("k")).unwrap();
+    assert_eq!(bytes.len(), 32);
+    assert_eq!((mode(&device.path("k")), mode(device.path("k").parent().unwrap())), (0o600, 0o700));
+    device.keys.create_key("k").unwrap();
+    device.keys.load_key("k").unwrap();
+    assert_eq!(fs::read(device.path("k")).unwrap(), bytes);
+}
+
+#[test]
+fn any_text_is_an_id_but_not_of_any_length() {
+    let device = Device::new();
+    for id in ["", "../../etc/passwd", "日本", "a/b c%?é"] {
+        device.keys.create_key(id).unwrap();
+        assert!(device.path(id).exists(), "{id}");
+    }
+    let long = "a".repeat(187);
+    assert!(matches!(invalid(device.keys.create_key(&long)), Invalid::IdTooLong));
+    assert!(matches!(invalid(device.keys.import_key(&long, &secret(b"x"))), Invalid::IdTooLong));
+    assert!(matches!(invalid(device.keys.load_key_pair(&long)), Invalid::IdTooLong));
+}
+
+#[test]
+fn an_import_takes_bytes_as_they_are_and_replaces() {
+    let device = Device::new();
+    device.keys.create_key("k").unwrap();
+    for bytes in [&b"a trailing newline is key material\n"[..], b"\0", HOW] {
+        device.keys.import_key("k", &secret(bytes)).unwrap();
+        assert_eq!(fs::read(device.path("k")).unwrap(), bytes);
+        assert_eq!(mode(&device.path("k")), 0o600);
+        device.hmac("k").unwrap();
+    }
+    assert!(matches!(invalid(device.keys.import_key("k", &secret(b""))), Invalid::EmptyImport));
+    assert_eq!(fs::read(device.path("k")).unwrap(), HOW);
+}
+
+#[test]
+fn keys_of_the_public_system_are_used_as_they_are() {
+    let device = Device::new();
+    device.put("k", &[7; 16]);
+    fs::set_permissions(device.path("k"), fs::Permissions::from_mode(0o644)).unwrap();
+    device.keys.create_key("k").unwrap();
+    device.hmac("k").unwrap();
+    assert_eq!((fs::read(device.path("k")).unwrap(), mode(&device.path("k"))), (vec![7; 16], 0o644));
+}
+
+#[test]
+fn an_empty_file_is_replaced_only_by_making_or_importing() {
+    let device = Device::new();
+    device.put("k", b"");
+    device.put("pair", b"");
+    assert!(matches!(failure(device.keys.load_key("k")), Failure::Empty { .. }));
+    assert!(matches!(failure(device.keys.load_key_pair("pair")), Failure::Empty { .. }));
+    assert!(device.path("k").exists());
+    device.keys.create_key("k").unwrap();
+    device.keys.create_key_pair("pair", None).unwrap();
+    assert_eq!(fs::read(device.path("k")).unwrap().len(), 32);
+    assert_eq!(device.point("pair").len(), 33);
+    device.put("other", b"");
+    device.keys.import_key("other", &secret(b"x")).unwrap();
+    assert_eq!(fs::read(device.path("other")).unwrap(), b"x");
+}
+
+#[test]
+fn a_damaged_key_pair_is_never_made_anew() {
+    let device = Device::new();
+    device.keys.create_key_pair("pair", None).unwrap();
+    let whole = fs::read(device.path("pair")).unwrap();
+    let with_zeros = vec![0; whole.len()];
+    for damaged in [&whole[..whole.len() / 2], &whole[whole.len() / 2..], &with_zeros] {
+        device.put("pair", damaged);
+        assert!(matches!(failure(device.keys.load_key_pair("pair")), Failure::Damaged { .. }));
+        assert!(matches!(failure(device.keys.create_key_pair("pair", None)), Failure::Damaged { .. }));
+        assert!(matches!(failure(device.keys.move_key_pair("pair", "new")), Failure::Damaged { .. }));
+        assert_eq!(fs::read(device.path("pair")).unwrap(), damaged);
+    }
+    device.put("pair", &whole);
+    device.keys.load_key_pair("pair").unwrap();
+}
+
+#[test]
+fn neither_kind_is_used_or_replaced_as_the_other() {
+    let device = Device::new();
+    device.keys.create_key("k").unwrap();
+    device.keys.create_key_pair("pair", None).unwrap();
+    let before = [fs::read(device.path("k")).unwrap(), fs::read(device.path("pair")).unwrap()];
+    let keys = &device.keys;
+
+    assert!(matches!(invalid(keys.load_key("pair")), Invalid::NotSymmetric));
+    assert!(matches!(invalid(keys.create_key("pair")), Invalid::NotSymmetric));
+    assert!(matches!(invalid(keys.import_key("pair", &secret(b"x"))), Invalid::NotSymmetric));
+    assert!(matches!(invalid(keys.delete_key("pair")), Invalid::NotSymmetric));
+    assert!(matches!(invalid(device.hmac("pair")), Invalid::NotSymmetric));
+    assert!(matches!(invalid(keys.derive("pair", b"")), Invalid::NotSymmetric));
+
+    // The public system answers 500 here, and the file might be a damaged pair.
+    assert!(matches!(failure(keys.load_key_pair("k")), Failure::Damaged { source: NotKeyPair::NoPem, .. }));
+    assert!(matches!(failure(keys.create_key_pair("k", None)), Failure::Damaged { .. }));
+    assert!(matches!(failure(keys.sign_ecdsa("k", &[1; 32])), Failure::Damaged { .. }));
+    assert!(matches!(failure(keys.move_key_pair("k", "new")), Failure::Damaged { .. }));
+    assert!(matches!(invalid(keys.delete_key_pair("k")), Invalid::NotKeyPair));
+    assert!(matches!(invalid(keys.move_key_pair("pair", "k")), Invalid::NotKeyPair));
+
+    assert_eq!([fs::read(device.path("k")).unwrap(), fs::read(device.path("pair")).unwrap()], before);
+    let pem = secret(&before[1]);
+    assert!(matches!(invalid(keys.import_key("new", &pem)), Invalid::ImportOfPrivateKey));
+}
+
+#[test]
+fn a_key_pair_is_made_with_the_first_known_algorithm_and_kept() {
+    let device = Device::new();
+    device.keys.create_key_pair("rsa", Some("foo:rsa-2048:*")).unwrap();
+    assert_eq!(device.keys.key_pair_algorithm("rsa").unwrap(), KeyPairAlgorithm::Rsa);
+    device.keys.create_key_pair("rsa", Some("ec-p256")).unwrap();
+    assert_eq!(device.keys.key_pair_algorithm("rsa").unwrap(), KeyPairAlgorithm::Rsa);
+    for nothing in ["", "foo"] {
+        assert!(matches!(invalid(device.keys.create_key_pair("rsa", Some(nothing))), Invalid::NoKnownAlgorithm));
+        assert!(matches!(invalid(device.keys.create_key_pair("new", Some(nothing))), Invalid::NoKnownAlgorithm));
+    }
+    assert!(!device.path("new").exists());
+}
+
+#[test]
+fn a_move_replaces_the_target_and_checks_the_source_first() {
+    let device = Device::new();
+    device.keys.create_key_pair("old", None).unwrap();
+    device.keys.create_key_pair("new", None).unwrap();
+    let (old, new) = (device.point("old"), device.point("new"));
+    let error = device.keys.move_key_pair("missing", "old").unwrap_err();
+    assert_eq!((error.class(), error.id()), (Class::External, "missing"));
+    assert_eq!(device.point("old"), old);
+    device.keys.move_key_pair("new", "old").unwrap();
+    assert_eq!(device.point("old"), new);
+    assert!(matches!(invalid(device.keys.load_key_pair("new")), Invalid::NotFound));
+    device.keys.move_key_pair("old", "free").unwrap();
+    assert_eq!(device.point("free"), new);
+    // A damaged or empty pair gives way to a good one.
+    device.put("cut", &HOW[..20]);
+    device.keys.move_key_pair("free", "cut").unwrap();
+    device.put("empty", b"");
+    device.keys.move_key_pair("cut", "empty").unwrap();
+    assert_eq!(device.point("empty"), new);
+}
+
+#[test]
+fn what_is_deleted_is_gone_and_deleting_nothing_is_fine() {
+    let device = Device::new();
+    device.keys.delete_key("k").unwrap();
+    device.keys.delete_key_pair("k").unwrap();
+    device.keys.create_key("k").unwrap();
+    let first = device.hmac("k").unwrap();
+    device.keys.delete_key("k").unwrap();
+    assert!(matches!(invalid(device.hmac("k")), Invalid::NotFound));
+    device.keys.create_key("k").unwrap();
+    assert_ne!(device.hmac("k").unwrap(), first);
+    device.put("empty", b"");
+    device.keys.delete_key_pair("empty").unwrap();
+    assert!(!device.path("empty").exists());
+}
+
+#[test]
+fn a_preloaded_key_is_made_where_absent_and_never_changed() {
+    let device = Device::with_preloaded(&["k", "pair", "import", "target"]);
+    let keys = &device.keys;
+    keys.create_key_pair("movable", None).unwrap();
+    keys.delete_key("k").unwrap();
+    keys.create_key("k").unwrap();
+    keys.create_key_pair("pair", None).unwrap();
+    keys.import_key("import", &secret(b"bytes")).unwrap();
+    let before = [fs::read(device.preloaded_path("k")).unwrap(), fs::read(device.preloaded_path("pair")).unwrap()];
+    assert_eq!((before[0].len(), before[1].len(), mode(&device.preloaded_path("k"))), (32, 241, 0o600));
+    keys.create_key("k").unwrap();
+    keys.create_key_pair("pair", Some("rsa-2048")).unwrap();
+
+    assert!(is_preloaded(keys.import_key("k", &secret(b"x"))));
+    assert!(is_preloaded(keys.import_key("import", &secret(b"x"))));
+    assert!(is_preloaded(keys.delete_key("k")));
+    assert!(is_preloaded(keys.delete_key_pair("pair")));
+    assert!(is_preloaded(keys.move_key_pair("pair", "new")));
+    assert!(is_preloaded(keys.move_key_pair("movable", "pair")));
+    assert_eq!(
+        [fs::read(device.preloaded_path("k")).unwrap(), fs::read(device.preloaded_path("pair")).unwrap()],
+        before
+    );
+
+    keys.move_key_pair("movable", "target").unwrap();
+    assert!(device.preloaded_path("target").exists());
+    let error = keys.delete_key("k").unwrap_err();
+    assert!(error.to_string().contains("\"k\" is preloaded"), "{error}");
+}
+
+#[test]
+fn an_empty_or_damaged_preloaded_key_is_a_failure_and_stays() {
+    let device = Device::with_preloaded(&["empty", "cut", "link"]);
+    put(&device.preloaded_path("empty"), b"");
+    put(&device.preloaded_path("cut"), HOW);
+    symlink("/nonexistent/key", device.preloaded_path("link")).unwrap();
+    let keys = &device.keys;
+    assert!(matches!(failure(keys.create_key("empty")), Failure::Empty { .. }));
+    assert!(matches!(failure(keys.create_key_pair("empty", None)), Failure::Empty { .. }));
+    assert!(matches!(failure(keys.create_key_pair("cut", None)), Failure::Damaged { .. }));
+    assert!(is_preloaded(keys.import_key("empty", &secret(b"x"))));
+    assert!(is_preloaded(keys.import_key("link", &secret(b"x"))));
+    assert_eq!(keys.create_key("link").unwrap_err().class(), Class::External);
+    assert_eq!(fs::read(device.preloaded_path("empty")).unwrap(), b"");
+    assert_eq!(fs::read(device.preloaded_path("cut")).unwrap(), HOW);
+    assert!(device.preloaded_path("link").symlink_metadata().unwrap().is_symlink());
+}
+
+#[test]
+fn the_folder_of_a_preloaded_key_is_not_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let uri = format!("file://{}", folder.path().join("missing/k").display());
+    let settings = Settings { preloaded_keys: [("k".to_owned(), uri)].into(), ..Settings::default() };
+    let keys = Keys::new(settings).unwrap();
+    assert!(matches!(failure(keys.create_key("k")), Failure::File(_)));
+    assert!(!folder.path().join("missing").exists());
+    assert!(matches!(invalid(keys.create_key("other")), Invalid::NoHome));
+}
+
+#[test]
+fn a_changed_file_is_read_again() {
+    let device = Device::new();
+    device.put("k", &[1; 32]);
+    assert!(!device.keys.is_ready("k"));
+    let first = device.hmac("k").unwrap();
+    assert!(device.keys.is_ready("k"));
+    assert_eq!(device.hmac("k").unwrap(), first);
+
+    // Another program renames a file of the same size over it.
+    let other = device.folder.path().join("other");
+    put(&other, &[2; 32]);
+    fs::rename(&other, device.path("k")).unwrap();
+    assert!(!device.keys.is_ready("k"));
+    let second = device.hmac("k").unwrap();
+    assert_ne!(second, first);
+    device.keys.import_key("k", &secret(&[1; 32])).unwrap();
+    assert_eq!(device.hmac("k").unwrap(), first);
+    fs::remove_file(device.path("k")).unwrap();
+    assert!(matches!(invalid(device.hmac("k")), Invalid::NotFound));
+    assert!(!device.keys.is_ready("k"));
+}
+
+#[test]
+fn what_is_no_file_or_too_large_is_a_failure() {
+    let device = Device::with_preloaded(&["endless"]);
+    device.keys.create_key("k").unwrap();
+    fs::create_dir(device.path("folder")).unwrap();
+    assert!(matches!(failure(device.keys.create_key("folder")), Failure::NotAFile { .. }));
+    device.put("large", &vec![1; 1024 * 1024 + 1]);
+    let error = device.keys.load_key("large").unwrap_err();
+    assert_eq!(error.class(), Class::External);
+    assert!(error.source().unwrap().to_string().contains("large"), "names the file: {error:?}");
+    symlink("/dev/zero", device.preloaded_path("endless")).unwrap();
+    assert!(matches!(failure(device.keys.load_key("endless")), Failure::NotAFile { .. }));
+}
+
+#[test]
+fn leftovers_of_a_crash_are_removed_at_the_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let leftover = folder.path().join("keys/.aziot-abc.partial");
+    fs::create_dir(folder.path().join("keys")).unwrap();
+    put(&leftover, b"half a key");
+    let settings = Settings { homedir_path: Some(folder.path().to_owned()), ..Settings::default() };
+    Keys::new(settings).unwrap();
+    assert!(!leftover.exists());
+}
+
+/// Runs `work` on eight threads that start together.
+fn race<T: Send>(work: impl Fn(usize) -> T + Sync) -> Vec<T> {
+    let barrier = Barrier::new(8);
+    let racer = |number| {
+        barrier.wait();
+        work(number)
+    };
+    thread::scope(|scope| {
+        let racer = &racer;
+        let threads: Vec<_> = (0..8).map(|number| scope.spawn(move || racer(number))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    })
+}
+
+#[test]
+fn callers_who_race_for_one_id_get_one_key() {
+    for _ in 0..10 {
+        let device = Device::new();
+        let signatures = race(|_| {
+            device.keys.create_key("k").unwrap();
+            device.hmac("k").unwrap()
+        });
+        assert!(signatures.windows(2).all(|pair| pair[0] == pair[1]));
+        let points = race(|_| {
+            device.keys.create_key_pair("pair", None).unwrap();
+            device.point("pair")
+        });
+        assert!(points.windows(2).all(|pair| pair[0] == pair[1]));
+    }
+}
+
+#[test]
+fn a_key_is_used_while_others_replace_it() {
+    let device = Device::new();
+    device.keys.import_key("k", &secret(&[0; 32])).unwrap();
+    race(|number| {
+        for round in 0..20u8 {
+            if number == 0 {
+                device.keys.import_key("k", &secret(&[round; 32])).unwrap();
+            } else {
+                device.hmac("k").unwrap();
+            }
+        }
+    });
+    let last = Device::new();
+    last.put("k", &[19; 32]);
+    assert_eq!(device.hmac("k").unwrap(), last.hmac("k").unwrap());
+    assert_eq!(device.path("k").metadata().unwrap().nlink(), 1);
+}
+
+#[test]
+fn verification_is_exact() {
+    let device = Device::new();
+    device.put("k", b"key");
+    let key = SymmetricUse::Stored("k");
+    let mut signature = device.keys.sign_hmac(key, b"m").unwrap();
+    assert!(device.keys.verify_hmac(key, b"m", &signature).unwrap());
+    assert!(!device.keys.verify_hmac(key, b"n", &signature).unwrap());
+    assert!(!device.keys.verify_hmac(key, b"m", &signature[..31]).unwrap());
+    assert!(!device.keys.verify_hmac(key, b"m", b"").unwrap());
+    signature[31] ^= 1;
+    assert!(!device.keys.verify_hmac(key, b"m", &signature).unwrap());
+}

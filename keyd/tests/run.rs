@@ -1,0 +1,138 @@
+//! The service as `aziotd` runs it: configuration in, socket out, and what survives a restart.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests, which clippy does not take for tests")]
+
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use aziot_config::Sources;
+use aziot_files::Mode;
+use aziot_http::{Activation, Base64, Client, ClientError, DaemonError, Endpoint, Retry, Shutdown};
+use aziot_keyd_api::key::{CreateKey, Handle, KeyUsage};
+use aziot_keyd_api::operation::{Sign, SignMechanism};
+use tempfile::TempDir;
+use tokio::net::UnixStream;
+use tokio::task::JoinSet;
+
+/// Well above what any step takes.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+struct Device {
+    folder: TempDir,
+}
+
+impl Device {
+    /// A folder whose configuration lets the tests' own user use every key.
+    fn new() -> Device {
+        let device = Device { folder: tempfile::tempdir().unwrap() };
+        let config = format!(
+            "[aziot_keys]\nhomedir_path = \"{}\"\n[endpoints]\naziot_keyd = \"unix://{}\"\n",
+            device.folder.path().join("home").display(),
+            device.socket().display()
+        );
+        device.put("config.toml", &config);
+        let uid = device.folder.path().metadata().unwrap().uid();
+        device.put("config.d/principal.toml", &format!("[[principal]]\nuid = {uid}\nkeys = [\"*\"]\n"));
+        device
+    }
+
+    fn put(&self, name: &str, text: &str) {
+        let path = self.folder.path().join(name);
+        let _ = aziot_files::create_directory(path.parent().unwrap(), Mode::PRIVATE_DIRECTORY).unwrap();
+        aziot_files::write(path, Mode::PRIVATE, text).unwrap();
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.folder.path().join("keyd.sock")
+    }
+
+    fn sources(&self) -> Sources {
+        Sources { main: self.folder.path().join("config.toml"), directory: self.folder.path().join("config.d") }
+    }
+
+    fn client(&self) -> Client {
+        aziot_keyd_api::client(&Endpoint::Unix(self.socket()), Retry::local(0)).unwrap()
+    }
+
+    /// Starts the service and waits until its socket is there.
+    async fn start(&self) -> Running {
+        let running = self.launch();
+        let listening = async {
+            while UnixStream::connect(self.socket()).await.is_err() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, listening).await.unwrap();
+        running
+    }
+
+    fn launch(&self) -> Running {
+        let shutdown = Shutdown::new();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(aziot_keyd::run(self.sources(), Activation::from_environment().unwrap(), shutdown.clone()));
+        Running { shutdown, tasks }
+    }
+
+    /// Starts a service that is to give up at once.
+    async fn failure(&self) -> DaemonError {
+        let mut running = self.launch();
+        tokio::time::timeout(PATIENCE, running.tasks.join_next()).await.unwrap().unwrap().unwrap().unwrap_err()
+    }
+}
+
+struct Running {
+    shutdown: Shutdown,
+    tasks: JoinSet<Result<(), DaemonError>>,
+}
+
+impl Running {
+    async fn stop(mut self) {
+        self.shutdown.cancel();
+        tokio::time::timeout(PATIENCE, self.tasks.join_next()).await.unwrap().unwrap().unwrap().unwrap();
+    }
+}
+
+async fn create(client: &Client, id: &str) -> Result<Handle, ClientError> {
+    client.send(&CreateKey { key_id: id.to_owned(), usage: KeyUsage::DERIVE_SIGN, key_bytes: None }).await
+}
+
+async fn sign(client: &Client, handle: &Handle) -> Vec<u8> {
+    let mechanism = SignMechanism::HmacSha256 { message: Base64(b"message".to_vec()) };
+    client.send(&Sign { key_handle: handle.key_handle.clone(), mechanism }).await.unwrap().signature.0
+}
+
+#[tokio::test]
+async fn keys_and_handles_survive_a_restart() {
+    let device = Device::new();
+    let client = device.client();
+    let running = device.start().await;
+    let handle = create(&client, "k").await.unwrap();
+    let signature = sign(&client, &handle).await;
+    running.stop().await;
+    assert!(!device.socket().exists());
+
+    let running = device.start().await;
+    assert_eq!(sign(&device.client(), &handle).await, signature);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn unusable_settings_end_the_service_for_good() {
+    let device = Device::new();
+    for (text, named) in [
+        ("[aziot_keys]\nhomedir = \"/x\"", "homedir"),
+        ("[aziot_keys]\npkcs11_lib_path = \"/x.so\"", "pkcs11_lib_path"),
+        ("[preloaded_keys]\nk = \"http://x\"", "\"k\""),
+        ("[preloaded_keys]\n\"\" = \"file:///x\"", "empty id"),
+        ("[preloaded_keys]\nk = 5", "preloaded_keys"),
+        ("max_requests = ", "z.toml"),
+    ] {
+        device.put("config.d/z.toml", text);
+        let error = device.failure().await;
+        assert_eq!((error.exit_code(), error.to_string().as_str()), (153, "could not read config"), "{text}");
+        let causes = aziot_http::with_causes(&error);
+        assert!(causes.contains(named), "{causes}");
+    }
+    assert!(!device.socket().exists());
+}
