@@ -1,4 +1,5 @@
-//! Changes to the list of names in a folder: making folders, removing and renaming files, each on disk when the call returns.
+//! Changes to the list of names in a folder: making folders, removing and renaming files, each on disk when the call
+//! returns.
 
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -10,7 +11,8 @@ use std::path::Path;
 use crate::temporary::{PREFIX, SUFFIX, folder_of};
 use crate::{Action, Created, Error, Mode, Options};
 
-/// Makes the folder `path`; missing parents are made too, with mode 0755 and the process's own user. A folder that is there stays as it is.
+/// Makes the folder `path`; missing parents are made too, with mode 0755 and the process's own user. A folder that is
+/// there stays as it is.
 pub fn create_directory(path: impl AsRef<Path>, options: impl Into<Options>) -> Result<Created, Error> {
     let path = path.as_ref();
     if path.is_dir() {
@@ -54,9 +56,11 @@ pub fn rename(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<(), Error>
     if folder_of(from) == folder_of(to) { Ok(()) } else { sync_folder(from) }
 }
 
-/// Removes temporaries of this crate from `folder` (not from folders below), which only a process killed while writing leaves; returns how many.
+/// Removes temporaries of this crate from `folder` (not from folders below), which only a process killed while
+/// writing leaves; returns how many.
 ///
-/// For a folder that one service owns, at its start, before it writes: another process's file in the making would be removed too.
+/// For a folder that one service owns, at its start, before it writes: another process's file in the making would be
+/// removed too.
 pub fn remove_leftovers(folder: impl AsRef<Path>) -> Result<usize, Error> {
     let folder = folder.as_ref();
     let entries = match fs::read_dir(folder) {
@@ -87,7 +91,8 @@ fn open_folder(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).open(path)
 }
 
-/// Some file systems (network, FUSE) cannot sync a folder and say so by `EINVAL`; there is nothing more one could do there.
+/// Some file systems (network, FUSE) cannot sync a folder and say so by `EINVAL`; there is nothing more one could do
+/// there.
 fn sync(folder: &File) -> io::Result<()> {
     match folder.sync_all() {
         Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),

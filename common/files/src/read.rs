@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 
 use crate::{Action, Error, Mode};
 
-/// The bytes of the file at `path`; an error of kind [`io::ErrorKind::FileTooLarge`] if there are more than `limit_bytes`.
+/// The bytes of the file at `path`; an error of kind [`io::ErrorKind::FileTooLarge`] if there are more than
+/// `limit_bytes`.
 pub fn read_limited(path: impl AsRef<Path>, limit_bytes: u64) -> Result<Vec<u8>, Error> {
     let path = path.as_ref();
     read(path, limit_bytes).map_err(Error::at(Action::Read, path))

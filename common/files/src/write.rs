@@ -16,10 +16,11 @@ pub enum Created {
     AlreadyThere,
 }
 
-/// Puts `bytes` at `path`, in place of any file there; the folder must exist. A symbolic link at `path` is replaced, not followed.
+/// Puts `bytes` at `path`, in place of any file there; the folder must exist. A symbolic link at `path` is replaced,
+/// not followed.
 ///
-/// On an error the old file is whole and no temporary is left, with one exception: with [`Action::SyncFolder`] the new file is in place
-/// and only its survival of a power cut is in doubt.
+/// On an error the old file is whole and no temporary is left, with one exception: with [`Action::SyncFolder`] the
+/// new file is in place and only its survival of a power cut is in doubt.
 pub fn write(path: impl AsRef<Path>, options: impl Into<Options>, bytes: impl AsRef<[u8]>) -> Result<(), Error> {
     let path = path.as_ref();
     let temporary = temporary::fill(path, options.into(), bytes.as_ref())?;
@@ -27,7 +28,8 @@ pub fn write(path: impl AsRef<Path>, options: impl Into<Options>, bytes: impl As
     sync_folder(path)
 }
 
-/// Puts `bytes` at `path` unless something is there, even if another process tries the same at the same time: exactly one gets [`Created::New`].
+/// Puts `bytes` at `path` unless something is there, even if another process tries the same at the same time: exactly
+/// one gets [`Created::New`].
 pub fn write_new(
     path: impl AsRef<Path>,
     options: impl Into<Options>,

@@ -25,7 +25,8 @@ impl Destination {
     }
 }
 
-/// Whether `stream`, `DEVICE:INODE` as systemd sets it, still names what stderr is; a redirection leaves the variable behind.
+/// Whether `stream`, `DEVICE:INODE` as systemd sets it, still names what stderr is; a redirection leaves the variable
+/// behind.
 fn is_stream(stderr: &Stderr, stream: &str) -> bool {
     let Some((device, inode)) = stream.split_once(':') else { return false };
     fstat(stderr).is_ok_and(|stat| device.parse() == Ok(stat.st_dev) && inode.parse() == Ok(stat.st_ino))

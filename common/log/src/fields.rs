@@ -1,6 +1,7 @@
 //! Names of the fields of log events, so that a search finds one thing under one name in every daemon.
 //!
-//! Used as `info!({ fields::KEY_ID } = %id, "made a key")`. In the journal a name is upper case with `F_` in front: `F_KEY_ID`.
+//! Used as `info!({ fields::KEY_ID } = %id, "made a key")`. In the journal a name is upper case with `F_` in front:
+//! `F_KEY_ID`.
 
 /// Name of a symmetric key or key pair on this device. Never a handle: whoever has a handle may use the key.
 pub const KEY_ID: &str = "key_id";

@@ -1,13 +1,15 @@
 //! `AZIOT_LOG` in `env_logger`'s filter syntax: `debug`, `off`, `hyper=trace,info`.
 //!
-//! Levels may be written in any case. The `/text` suffix of that syntax, which greps messages, is not supported; it is warned about like other mistakes.
+//! Levels may be written in any case. The `/text` suffix of that syntax, which greps messages, is not supported; it
+//! is warned about like other mistakes.
 
 use std::ffi::OsStr;
 
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
 
-/// The filter that `value` describes, info where it says nothing, and a line of warning for each part that means nothing.
+/// The filter that `value` describes, info where it says nothing, and a line of warning for each part that means
+/// nothing.
 pub(crate) fn from_environment(value: Option<&OsStr>) -> (Targets, Vec<String>) {
     let mut targets = Targets::new().with_default(LevelFilter::INFO);
     let mut warnings = Vec::new();

@@ -1,7 +1,7 @@
 //! Structured entries for the journal whose `MESSAGE` can also be read alone.
 //!
-//! `tracing-journald` sends the fields beside the message, where `journalctl -u aziot-keyd` does not show them. So the message
-//! handed to it has them appended, as in the line format.
+//! `tracing-journald` sends the fields beside the message, where `journalctl -u aziot-keyd` does not show them. So
+//! the message handed to it has them appended, as in the line format.
 
 use tracing::field::{Field, Value, Visit};
 use tracing::span::{Attributes, Id, Record};

@@ -1,10 +1,12 @@
 //! Where the daemons' log goes and how a line of it looks.
 //!
-//! A daemon's `main` calls [`init`] first and from then on uses the macros of `tracing`. The log goes to stderr: as structured entries when
-//! stderr is the journal, as plain lines on a terminal, and otherwise as lines with the syslog priority in front that systemd and
-//! the public packages' log collectors understand. `AZIOT_LOG` chooses what is logged.
+//! A daemon's `main` calls [`init`] first and from then on uses the macros of `tracing`. The log goes to stderr: as
+//! structured entries when stderr is the journal, as plain lines on a terminal, and otherwise as lines with the
+//! syslog priority in front that systemd and the public packages' log collectors understand. `AZIOT_LOG` chooses what
+//! is logged.
 //!
-//! Nothing is redacted here: a secret keeps itself out of the log by its type. No rotation either, stderr's reader does that.
+//! Nothing is redacted here: a secret keeps itself out of the log by its type. No rotation either, stderr's reader
+//! does that.
 
 mod chain;
 mod destination;

@@ -1,4 +1,5 @@
-//! Panics go to the log instead of raw to stderr, so that they have a level and a time, and one broken call can be found later.
+//! Panics go to the log instead of raw to stderr, so that they have a level and a time, and one broken call can be
+//! found later.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::panic::{self, PanicHookInfo};

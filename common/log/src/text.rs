@@ -1,6 +1,7 @@
 //! An event or a span as one line of text: the message, then each field as ` key=value`.
 //!
-//! Control characters are escaped, so that what a client sends can neither start a line of its own nor colour a terminal.
+//! Control characters are escaped, so that what a client sends can neither start a line of its own nor colour a
+//! terminal.
 
 use std::fmt::{self, Write};
 

@@ -1,4 +1,5 @@
-//! Logging of a whole process, seen from outside: this test program starts itself again as a small daemon and reads its stderr.
+//! Logging of a whole process, seen from outside: this test program starts itself again as a small daemon and reads
+//! its stderr.
 
 #![expect(
     clippy::unwrap_used,
