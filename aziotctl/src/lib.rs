@@ -1,1 +1,23 @@
-//! Placeholder until its first content lands.
+//! The command line of a device: `aziotctl` today, `iotedge` over the same rooms later.
+//!
+//! A super-config is read ([`super_config`]) and checked ([`check`](mod@check)), which makes [`settings`] of it; these are turned into the services'
+//! files ([`generate`]), compared with what is there ([`plan`]) and put in place ([`apply`]). Only `apply` and `restart` change anything; all before
+//! them runs without privileges and on any machine.
+
+pub mod apply;
+pub mod check;
+pub mod commands;
+pub mod console;
+pub mod failure;
+pub mod finding;
+pub mod generate;
+pub mod layout;
+pub mod plan;
+pub mod position;
+pub mod process;
+pub mod report;
+pub mod restart;
+pub mod secret_text;
+pub mod settings;
+pub mod super_config;
+pub mod users;

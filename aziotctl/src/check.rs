@@ -1,0 +1,212 @@
+//! From what is written to what is meant: every value checked, all findings collected before anything is said.
+//!
+//! What the public tool accepts is never refused, only warned about; refused is what it refuses, and what this version cannot do yet. Looks at
+//! the super-config alone: no file, user or network of the device is touched, so that a file can be checked on another machine.
+
+mod certificates;
+mod provisioning;
+
+use std::collections::BTreeMap;
+
+use aziot_certd_api::config::Preloaded;
+use aziot_http::server::MaxRequests;
+use aziot_identityd_api::config::{CloudRetries, CloudTimeout};
+use aziot_keys::{KeyUri, Pkcs11Uri};
+use url::Url;
+
+use crate::finding::Findings;
+use crate::secret_text::SecretText;
+use crate::settings::{self, Settings};
+use crate::super_config::foreign::EDGE_KEYS;
+use crate::super_config::{Endpoints, SuperConfig, UriOrIds};
+
+/// The settings, unless something makes the file unusable, and all that is to be said.
+#[must_use]
+pub fn check(config: SuperConfig, top_level_keys: &[String]) -> (Option<Settings>, Findings) {
+    let mut findings = Findings::default();
+    let settings = settings(config, &mut findings);
+    note_edge_keys(top_level_keys, &mut findings);
+    let settings = if findings.has_errors() { None } else { settings };
+    (settings, findings)
+}
+
+fn note_edge_keys(top_level_keys: &[String], findings: &mut Findings) {
+    let given: Vec<&str> =
+        EDGE_KEYS.into_iter().filter(|edge_key| top_level_keys.iter().any(|key| key == edge_key)).collect();
+    if let Some(first) = given.first() {
+        let names = given.iter().map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ");
+        let message = format!(
+            "this tool does not apply what is for IoT Edge ({names}); `iotedge config apply` applies the whole file"
+        );
+        findings.note(&[first], message);
+    }
+}
+
+fn settings(config: SuperConfig, findings: &mut Findings) -> Option<Settings> {
+    warn_if_empty(findings, &["hostname"], config.hostname.as_deref());
+    let local_gateway_hostname = gateway(&config, findings);
+    let provisioning = provisioning::check(&config, findings);
+    let preloaded_keys = preloaded_keys(&config.preloaded_keys, findings);
+    let preloaded_certs = preloaded_certs(&config.preloaded_certs, findings);
+    let est = config.cert_issuance.est.map(|est| certificates::est(est, findings));
+    let local_ca = config.cert_issuance.local_ca.and_then(|local_ca| {
+        let default_url = est.as_ref().is_some_and(|est| est.urls.contains_key("default"));
+        let own_url = est.as_ref().is_some_and(|est| est.urls.contains_key("local-ca"));
+        certificates::local_ca(local_ca, default_url || own_url, findings)
+    });
+    check_aziot_keys(&config.aziot_keys, findings);
+    if config.tpm.is_some() {
+        findings.warn(&["tpm"], "this version has no TPM service yet; the table is ignored");
+    }
+    if config.update.is_some() {
+        findings.warn(&["update"], "this version has no update service yet; the table is ignored");
+    }
+    if config.aziot_max_requests.tpmd.is_some() {
+        findings.warn(&["aziot_max_requests", "tpmd"], "this version has no TPM service yet; the limit is ignored");
+    }
+    let max_requests = &config.aziot_max_requests;
+    Some(Settings {
+        hostname: config.hostname,
+        local_gateway_hostname,
+        cloud_timeout_sec: cloud_timeout(config.cloud_timeout_sec, findings),
+        cloud_retries: config.cloud_retries.map_or_else(CloudRetries::default, CloudRetries),
+        prefer_module_identity_cache: config.prefer_module_identity_cache,
+        provisioning: provisioning?,
+        local_id_domain: config.localid.map(|local_id| local_id.domain),
+        aziot_keys: config.aziot_keys,
+        preloaded_keys,
+        preloaded_certs,
+        est,
+        local_ca,
+        keyd_max_requests: limit(findings, "keyd", max_requests.keyd),
+        certd_max_requests: limit(findings, "certd", max_requests.certd),
+        identityd_max_requests: limit(findings, "identityd", max_requests.identityd),
+        endpoints: endpoints(config.endpoints, findings),
+    })
+}
+
+fn gateway(config: &SuperConfig, findings: &mut Findings) -> Option<String> {
+    let gateways =
+        [("local_gateway_hostname", &config.local_gateway_hostname), ("parent_hostname", &config.parent_hostname)];
+    for (key, gateway) in gateways {
+        warn_if_empty(findings, &[key], gateway.as_deref());
+    }
+    if gateways.iter().all(|(_, gateway)| gateway.is_some()) {
+        let message = "`parent_hostname` is another name of `local_gateway_hostname`; remove one of the two";
+        findings.error(&["parent_hostname"], message);
+    }
+    gateways.into_iter().find_map(|(_, gateway)| gateway.clone())
+}
+
+fn cloud_timeout(seconds: Option<u32>, findings: &mut Findings) -> CloudTimeout {
+    let Some(seconds) = seconds else { return CloudTimeout::default() };
+    CloudTimeout::from_seconds(seconds).unwrap_or_else(|| {
+        let message = format!("{seconds} s is too short; at least {} s are needed", CloudTimeout::LEAST_SECONDS);
+        findings.error(&["cloud_timeout_sec"], message);
+        CloudTimeout::default()
+    })
+}
+
+/// Zero would shut everybody out and is refused by the services themselves, so it is not passed on.
+fn limit(findings: &mut Findings, service: &str, limit: Option<u64>) -> MaxRequests {
+    let Some(limit) = limit else { return MaxRequests::default() };
+    match u16::try_from(limit).map(std::num::NonZeroU16::new) {
+        Ok(Some(limit)) => MaxRequests(limit),
+        Ok(None) => {
+            let message = "no request at all would be let in; the default of 10 is used instead";
+            findings.warn(&["aziot_max_requests", service], message);
+            MaxRequests::default()
+        }
+        Err(_) => {
+            findings.warn(&["aziot_max_requests", service], "the largest limit is 65535; that is used instead");
+            MaxRequests(std::num::NonZeroU16::MAX)
+        }
+    }
+}
+
+fn endpoints(endpoints: Endpoints, findings: &mut Findings) -> settings::Endpoints {
+    if endpoints.aziot_tpmd.is_some() {
+        findings.warn(&["endpoints", "aziot_tpmd"], "this version has no TPM service yet; the endpoint is ignored");
+    }
+    settings::Endpoints {
+        keyd: endpoints.aziot_keyd,
+        certd: endpoints.aziot_certd,
+        identityd: endpoints.aziot_identityd,
+    }
+}
+
+fn check_aziot_keys(parameters: &BTreeMap<String, SecretText>, findings: &mut Findings) {
+    for (name, uri) in parameters {
+        let key_path = ["aziot_keys", name];
+        match name.as_str() {
+            "homedir_path" => {
+                findings.warn(&key_path, "the home of the key service is fixed; this value is replaced");
+            }
+            "pkcs11_lib_path" => {
+                let message =
+                    "this version keeps keys in files only and has no PKCS#11 yet; remove the key to go on without";
+                findings.error(&key_path, message);
+            }
+            "pkcs11_base_slot" => {
+                if findings.value(&key_path, uri.expose().parse::<Pkcs11Uri>()).is_some() {
+                    findings.warn(&key_path, "this version has no PKCS#11 yet; the token is not used");
+                }
+            }
+            _ => findings.warn(&key_path, "the key library has no parameter of this name and will refuse to start"),
+        }
+    }
+}
+
+fn preloaded_keys(keys: &BTreeMap<String, SecretText>, findings: &mut Findings) -> BTreeMap<String, KeyUri> {
+    let mut checked = BTreeMap::new();
+    for (id, uri) in keys {
+        if id.is_empty() {
+            findings.error(&["preloaded_keys", id], "a key needs an id");
+        }
+        checked.extend(key_uri(&["preloaded_keys", id], uri, findings).map(|uri| (id.clone(), uri)));
+    }
+    checked
+}
+
+fn preloaded_certs(certs: &BTreeMap<String, UriOrIds>, findings: &mut Findings) -> BTreeMap<String, Preloaded> {
+    let mut checked = BTreeMap::new();
+    for (id, cert) in certs {
+        let cert = match cert {
+            UriOrIds::Uri(uri) => cert_uri(&["preloaded_certs", id], uri, findings).map(Preloaded::Uri),
+            UriOrIds::Ids(ids) => Some(Preloaded::List(ids.clone())),
+        };
+        checked.extend(cert.map(|cert| (id.clone(), cert)));
+    }
+    checked
+}
+
+fn key_uri(key_path: &[&str], uri: &SecretText, findings: &mut Findings) -> Option<KeyUri> {
+    let uri = findings.value(key_path, uri.expose().parse())?;
+    if let KeyUri::Pkcs11(_) = uri {
+        findings.warn(key_path, "this version has no PKCS#11 yet; whoever uses this key will get an error");
+    }
+    Some(uri)
+}
+
+fn cert_uri(key_path: &[&str], uri: &str, findings: &mut Findings) -> Option<Url> {
+    let url = url(key_path, uri, findings)?;
+    if url.scheme() != "file" {
+        findings.warn(key_path, format!("certificates are read from `file:` URIs only, not from `{}:`", url.scheme()));
+    }
+    Some(url)
+}
+
+fn url(key_path: &[&str], url: &str, findings: &mut Findings) -> Option<Url> {
+    Url::parse(url)
+        .map_err(|error| {
+            let hint = if url.starts_with('/') { " (of a file it would start with `file://`)" } else { "" };
+            findings.error(key_path, format!("this is not a URL: {error}{hint}"));
+        })
+        .ok()
+}
+
+fn warn_if_empty(findings: &mut Findings, key_path: &[&str], value: Option<&str>) {
+    if value == Some("") {
+        findings.warn(key_path, "the value is empty");
+    }
+}

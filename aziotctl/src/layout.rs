@@ -1,0 +1,177 @@
+//! Where everything of a device lies: in the file system, or in a folder of its own, or staged in a folder for another file system.
+//!
+//! Two paths belong to each file: the one to write to now, and the one that the services' configuration names. Only staging tells them apart.
+
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use aziot_http::Endpoint;
+
+/// The longest path of a Unix socket, in bytes; one more is the kernel's zero at the end.
+const LONGEST_SOCKET_PATH: usize = 107;
+
+/// A service that is configured here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Service {
+    /// Keys.
+    Keyd,
+    /// Certificates.
+    Certd,
+    /// Identities.
+    Identityd,
+}
+
+impl Service {
+    /// All of them, in the order in which their files are written.
+    pub const ALL: [Self; 3] = [Self::Keyd, Self::Certd, Self::Identityd];
+
+    /// The short name, as in paths: `keyd`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Keyd => "keyd",
+            Self::Certd => "certd",
+            Self::Identityd => "identityd",
+        }
+    }
+
+    /// The Unix user that the service runs as.
+    #[must_use]
+    pub fn user(self) -> &'static str {
+        match self {
+            Self::Keyd => "aziotks",
+            Self::Certd => "aziotcs",
+            Self::Identityd => "aziotid",
+        }
+    }
+}
+
+/// Which kind of installation, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// The packages' paths, one user per service, systemd.
+    Normal,
+    /// A device in a folder: everything lies and runs below an absolute path, as the caller.
+    Relocated(PathBuf),
+    /// The files of a normal installation, put below a folder.
+    Staged(PathBuf),
+}
+
+/// A folder that sockets do not fit into.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the socket path {} has {length} bytes, but Unix allows {LONGEST_SOCKET_PATH}; use a folder with a shorter path", path.display())]
+pub struct SocketPathTooLong {
+    path: PathBuf,
+    length: usize,
+}
+
+impl Layout {
+    /// Where to find or put, now, what the services know as `path`.
+    #[must_use]
+    pub fn on_disk(&self, path: &Path) -> PathBuf {
+        match self {
+            Self::Normal | Self::Relocated(_) => path.to_owned(),
+            Self::Staged(folder) => below(folder, path),
+        }
+    }
+
+    /// The super-config that is read unless another is named.
+    #[must_use]
+    pub fn super_config(&self) -> PathBuf {
+        match self {
+            // Staging describes another machine, but with this machine's super-config unless one is named.
+            Self::Normal | Self::Staged(_) => PathBuf::from("/etc/aziot/config.toml"),
+            Self::Relocated(_) => self.path("/etc/aziot/config.toml"),
+        }
+    }
+
+    /// The file that is generated for a service.
+    #[must_use]
+    pub fn service_config(&self, service: Service) -> PathBuf {
+        self.path(&format!("/etc/aziot/{}/config.d/00-super.toml", service.name()))
+    }
+
+    /// A service's home directory.
+    #[must_use]
+    pub fn home(&self, service: Service) -> PathBuf {
+        self.path(&format!("/var/lib/aziot/{}", service.name()))
+    }
+
+    /// The file of a device key that stands in the super-config itself.
+    #[must_use]
+    pub fn device_key(&self) -> PathBuf {
+        self.path("/var/secrets/aziot/keyd/device-id")
+    }
+
+    /// The folder of the sockets.
+    #[must_use]
+    pub fn sockets(&self) -> PathBuf {
+        self.path("/run/aziot")
+    }
+
+    /// The socket that a service listens on, unless the super-config names another.
+    #[must_use]
+    pub fn endpoint(&self, service: Service) -> Endpoint {
+        Endpoint::Unix(self.sockets().join(format!("{}.sock", service.name())))
+    }
+
+    /// Whether the sockets can be made where this layout puts them.
+    pub fn check_sockets(&self) -> Result<(), SocketPathTooLong> {
+        for service in Service::ALL {
+            if let Endpoint::Unix(path) = self.endpoint(service) {
+                let length = path.as_os_str().as_bytes().len();
+                if length > LONGEST_SOCKET_PATH {
+                    return Err(SocketPathTooLong { path, length });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// As the services will see it.
+    fn path(&self, path: &str) -> PathBuf {
+        match self {
+            Self::Normal | Self::Staged(_) => PathBuf::from(path),
+            Self::Relocated(folder) => below(folder, Path::new(path)),
+        }
+    }
+}
+
+fn below(folder: &Path, path: &Path) -> PathBuf {
+    folder.join(path.strip_prefix("/").unwrap_or(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_in_a_folder_knows_only_paths_of_its_folder() {
+        let layout = Layout::Relocated("/tmp/d".into());
+        for path in
+            [layout.service_config(Service::Keyd), layout.home(Service::Certd), layout.device_key(), layout.sockets()]
+        {
+            assert!(path.starts_with("/tmp/d"), "{}", path.display());
+            assert_eq!(layout.on_disk(&path), path);
+        }
+        assert_eq!(layout.super_config(), Path::new("/tmp/d/etc/aziot/config.toml"));
+        assert_eq!(layout.endpoint(Service::Keyd).to_string(), "unix:///tmp/d/run/aziot/keyd.sock");
+    }
+
+    #[test]
+    fn staged_files_name_the_paths_of_their_later_place() {
+        let layout = Layout::Staged("/tmp/image".into());
+        let path = layout.service_config(Service::Identityd);
+        assert_eq!(path, Path::new("/etc/aziot/identityd/config.d/00-super.toml"));
+        assert_eq!(layout.on_disk(&path), Path::new("/tmp/image/etc/aziot/identityd/config.d/00-super.toml"));
+        assert_eq!(layout.endpoint(Service::Keyd), Endpoint::of_service("keyd"));
+    }
+
+    #[test]
+    fn a_folder_too_deep_for_sockets_is_told() {
+        // "/run/aziot/identityd.sock" takes 25 bytes.
+        assert_eq!(Layout::Relocated(PathBuf::from(format!("/{}", "d".repeat(81)))).check_sockets(), Ok(()));
+        let error = Layout::Relocated(PathBuf::from(format!("/{}", "d".repeat(82)))).check_sockets().unwrap_err();
+        assert!(error.to_string().contains("has 108 bytes"), "{error}");
+    }
+}

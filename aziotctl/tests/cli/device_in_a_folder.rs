@@ -1,0 +1,337 @@
+//! `config apply --root` as an operator meets it: what is made, what stays, and what is said when something is wrong.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::running::{Run, aziotctl, run};
+
+const DPS: &str = r#"hostname = "pump-7"
+
+[provisioning]
+source = "dps"
+global_endpoint = "https://localhost:8443"
+id_scope = "0ne1"
+
+[provisioning.attestation]
+method = "symmetric_key"
+registration_id = "pump7"
+symmetric_key = { value = "AAECAw==" }
+"#;
+
+/// A folder with a super-config where the command looks for it.
+struct Device(tempfile::TempDir);
+
+impl Device {
+    fn new(super_config: &str) -> Self {
+        let device = Self(tempfile::tempdir().unwrap());
+        device.write(super_config);
+        device
+    }
+
+    fn write(&self, super_config: &str) {
+        fs::create_dir_all(self.path("etc/aziot")).unwrap();
+        aziot_files::write(self.path("etc/aziot/config.toml"), aziot_files::Mode::PRIVATE, super_config).unwrap();
+    }
+
+    fn path(&self, path: &str) -> PathBuf {
+        self.0.path().join(path)
+    }
+
+    fn config(&self, service: &str) -> String {
+        fs::read_to_string(self.path(&format!("etc/aziot/{service}/config.d/00-super.toml"))).unwrap()
+    }
+
+    fn apply(&self, more: &[&str]) -> Run {
+        aziotctl(&[&["config", "apply", "--root", self.0.path().to_str().unwrap()], more].concat(), b"")
+    }
+
+    /// Applies, which must succeed.
+    fn applied(&self) -> Run {
+        let run = self.apply(&[]);
+        assert_eq!((run.code, run.stdout.as_str()), (0, ""), "{}", run.stderr);
+        run
+    }
+}
+
+fn mode(path: &Path) -> u32 {
+    path.metadata().unwrap().permissions().mode() & 0o7777
+}
+
+#[test]
+fn everything_lies_in_the_folder_with_the_right_modes() {
+    let device = Device::new(DPS);
+    device.applied();
+    for service in ["keyd", "certd", "identityd"] {
+        assert_eq!(mode(&device.path(&format!("etc/aziot/{service}/config.d"))), 0o700);
+        assert_eq!(mode(&device.path(&format!("etc/aziot/{service}/config.d/00-super.toml"))), 0o600);
+        assert_eq!(mode(&device.path(&format!("var/lib/aziot/{service}"))), 0o700);
+        let config = device.config(service);
+        let folder = device.0.path().to_str().unwrap();
+        let paths = config.lines().filter(|line| line.contains("/aziot/") && !line.starts_with('#'));
+        for line in paths {
+            assert!(line.contains(folder), "{service}: {line} leaves the folder");
+        }
+        let socket = format!("aziot_{service} = \"unix://{folder}/run/aziot/{service}.sock\"");
+        assert!(config.contains(&socket), "{config}");
+    }
+    assert_eq!(mode(&device.path("run/aziot")), 0o755);
+    assert_eq!(mode(&device.path("var/secrets/aziot/keyd")), 0o700);
+    assert_eq!(mode(&device.path("var/secrets/aziot/keyd/device-id")), 0o600);
+    assert_eq!(fs::read(device.path("var/secrets/aziot/keyd/device-id")).unwrap(), [0, 1, 2, 3]);
+    let uid = device.0.path().metadata().unwrap().uid();
+    assert!(device.config("keyd").contains(&format!("uid = {uid}\n")), "{}", device.config("keyd"));
+    assert!(device.config("identityd").contains("hostname = \"pump-7\""));
+}
+
+fn load<T: serde::de::DeserializeOwned>(text: &str) -> T {
+    let loaded = aziot_config::load_str("00-super.toml", text).unwrap();
+    assert_eq!(loaded.findings, []);
+    loaded.value
+}
+
+#[test]
+fn the_services_read_what_is_written_without_a_word() {
+    let device = Device::new(DPS);
+    device.applied();
+    let _: aziot_keyd_api::config::Config = load(&device.config("keyd"));
+    let _: aziot_certd_api::config::Config = load(&device.config("certd"));
+    let identityd: aziot_identityd_api::config::Config = load(&device.config("identityd"));
+    identityd.check().unwrap();
+}
+
+#[test]
+fn a_second_run_changes_nothing_and_says_so() {
+    let device = Device::new(DPS);
+    device.applied();
+    let inode = |path: &str| device.path(path).metadata().unwrap().ino();
+    let paths = ["etc/aziot/keyd/config.d/00-super.toml", "var/secrets/aziot/keyd/device-id"];
+    let before = paths.map(inode);
+    let second = device.applied();
+    assert_eq!(second.stderr, "nothing changed: all files are as the super-config says\n");
+    assert_eq!(paths.map(inode), before);
+}
+
+#[test]
+fn only_what_differs_is_written() {
+    let device = Device::new(DPS);
+    device.applied();
+    device.write(&DPS.replace("pump-7", "pump-8"));
+    let run = device.applied();
+    let identityd = device.path("etc/aziot/identityd/config.d/00-super.toml");
+    assert_eq!(run.stderr, format!("wrote {}\n", identityd.display()));
+
+    fs::set_permissions(&identityd, fs::Permissions::from_mode(0o644)).unwrap();
+    device.applied();
+    assert_eq!(mode(&identityd), 0o600);
+}
+
+#[test]
+fn hand_written_drop_ins_stay() {
+    let device = Device::new(DPS);
+    device.applied();
+    let drop_in = device.path("etc/aziot/keyd/config.d/99-mine.toml");
+    aziot_files::write(&drop_in, aziot_files::Mode::PRIVATE, "[[principal]]\nuid = 5\nkeys = []\n").unwrap();
+    device.write(&DPS.replace("AAECAw==", "BBBB"));
+    device.applied();
+    assert!(drop_in.exists());
+    let names: Vec<_> =
+        fs::read_dir(drop_in.parent().unwrap()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names.len(), 2, "{names:?}");
+}
+
+#[test]
+fn a_typing_slip_is_told_with_its_line_and_strict_stops_at_it() {
+    let device = Device::new(&DPS.replace("hostname =", "hostnam ="));
+    let strict = device.apply(&["--strict"]);
+    assert_eq!(strict.code, 1);
+    assert!(strict.stderr.contains("config.toml:1:1: unknown key `hostnam`"), "{}", strict.stderr);
+    assert!(strict.stderr.contains("did you mean `hostname`?"), "{}", strict.stderr);
+    assert!(strict.stderr.contains("\nnext: "), "{}", strict.stderr);
+    assert!(!device.path("etc/aziot/keyd").exists(), "nothing is written");
+
+    let lenient = device.applied();
+    assert!(lenient.stderr.contains("did you mean `hostname`?"), "{}", lenient.stderr);
+}
+
+#[test]
+fn a_bad_key_is_told_with_its_line_and_without_the_key() {
+    let device = Device::new(&DPS.replace("AAECAw==", "hunter 2"));
+    let run = device.apply(&[]);
+    assert_eq!(run.code, 1);
+    let place = "config.toml:11:19: `provisioning.attestation.symmetric_key.value`: this is not base64: character 7";
+    assert!(run.stderr.contains(place), "{}", run.stderr);
+    assert!(!run.stderr.contains("hunter"), "{}", run.stderr);
+}
+
+#[test]
+fn a_dry_run_shows_the_files_without_secrets_and_writes_nothing() {
+    let est = "\n[cert_issuance.est.auth]\nusername = \"u\"\npassword = \"hunter2\"\n\n[preloaded_keys]\nk = \
+               \"pkcs11:token=t?pin-value=4711\"\n";
+    let device = Device::new(&format!("{DPS}{est}"));
+    let run = device.apply(&["--dry-run"]);
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    for shown in
+        ["keyd/device-id (mode 0600, owner the caller, new)\n*** (4 bytes)", "password = \"***\"", "pin-value=***"]
+    {
+        assert!(run.stdout.contains(shown), "{shown}\n{}", run.stdout);
+    }
+    for secret in ["hunter2", "4711"] {
+        assert!(!run.stdout.contains(secret) && !run.stderr.contains(secret), "{}{}", run.stdout, run.stderr);
+    }
+    assert_eq!(fs::read_dir(device.0.path()).unwrap().count(), 1, "only etc is there");
+    device.applied();
+    assert!(device.config("certd").contains("hunter2"));
+    assert!(device.apply(&["--dry-run"]).stdout.contains(", unchanged)"));
+}
+
+#[test]
+fn a_key_that_is_no_longer_used_is_told() {
+    let device = Device::new(DPS);
+    device.applied();
+    let key = device.path("var/secrets/aziot/keyd/device-id");
+    let advice = format!("next: remove it with `rm {}`", key.display());
+
+    device.write("provisioning.source = \"none\"\n");
+    let run = device.applied();
+    assert!(run.stderr.contains(&advice), "{}", run.stderr);
+    assert!(key.exists());
+
+    device.write(&format!("provisioning.source = \"none\"\npreloaded_keys.mine = \"file://{}\"\n", key.display()));
+    assert!(!device.applied().stderr.contains(&advice));
+}
+
+#[test]
+fn a_change_that_takes_a_new_registration_is_told() {
+    let device = Device::new(DPS);
+    device.applied();
+    let advice =
+        format!("`aziotctl system reprovision --uri unix://{}/run/aziot/identityd.sock`", device.0.path().display());
+    device.write(&DPS.replace("0ne1", "0ne2"));
+    assert!(!device.applied().stderr.contains("reprovision"), "there is no record yet");
+
+    aziot_files::write(device.path("var/lib/aziot/identityd/device_info"), aziot_files::Mode::PRIVATE, "").unwrap();
+    device.write(&DPS.replace("0ne1", "0ne3"));
+    let run = device.applied();
+    assert!(run.stderr.contains(&advice), "{}", run.stderr);
+    device.write(&DPS.replace("0ne1", "0ne3").replace("pump-7", "pump-8"));
+    assert!(!device.applied().stderr.contains("reprovision"), "only the host name is new");
+}
+
+#[test]
+fn a_folder_in_the_way_stops_it_before_anything_changes() {
+    let device = Device::new(DPS);
+    fs::create_dir_all(device.path("etc/aziot")).unwrap();
+    aziot_files::write(device.path("etc/aziot/certd"), aziot_files::Mode::PRIVATE, "not a folder").unwrap();
+    let run = device.apply(&[]);
+    assert_eq!(run.code, 1);
+    assert!(run.stderr.contains("nothing was changed") && run.stderr.contains("\nnext: "), "{}", run.stderr);
+    assert!(!device.path("etc/aziot/keyd/config.d/00-super.toml").exists());
+    assert!(!device.path("var/secrets").exists());
+}
+
+#[test]
+fn a_run_that_breaks_off_says_what_is_in_place_and_leaves_no_secret_behind() {
+    let device = Device::new(DPS);
+    fs::create_dir_all(device.path("etc/aziot/certd/config.d/00-super.toml/in-the-way")).unwrap();
+    let run = device.apply(&[]);
+    assert_eq!(run.code, 1);
+    let keyd = device.path("etc/aziot/keyd/config.d/00-super.toml");
+    assert!(run.stderr.contains("only some files") && run.stderr.contains(keyd.to_str().unwrap()), "{}", run.stderr);
+    assert!(keyd.exists() && !device.path("etc/aziot/identityd/config.d/00-super.toml").exists());
+    for folder in ["etc/aziot/certd/config.d", "etc/aziot/identityd/config.d", "var/secrets/aziot/keyd"] {
+        for entry in fs::read_dir(device.path(folder)).unwrap() {
+            let name = entry.unwrap().file_name();
+            assert!(name == "00-super.toml" || name == "device-id", "{name:?} was left behind");
+        }
+    }
+}
+
+#[test]
+fn two_runs_do_not_mix() {
+    let device = Device::new(DPS);
+    device.applied();
+    let folder = fs::File::open(device.path("etc/aziot/keyd/config.d")).unwrap();
+    rustix::fs::flock(&folder, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    device.write(&DPS.replace("pump-7", "pump-8"));
+    let run = device.apply(&[]);
+    assert_eq!(run.code, 1);
+    assert!(run.stderr.contains("another `config apply` is writing"), "{}", run.stderr);
+    drop(folder);
+    device.applied();
+}
+
+#[test]
+fn what_a_killed_run_has_left_is_cleared_away() {
+    let device = Device::new(DPS);
+    device.applied();
+    let leftover = device.path("var/secrets/aziot/keyd/device-id.new");
+    aziot_files::write(&leftover, aziot_files::Mode::PRIVATE, "half a key").unwrap();
+    device.applied();
+    assert!(!leftover.exists());
+}
+
+#[test]
+fn a_folder_too_deep_for_sockets_is_refused() {
+    let deep = format!("/tmp/{}", "d".repeat(90));
+    let run = aziotctl(&["config", "apply", "--root", &deep], b"");
+    assert_eq!(run.code, 1);
+    assert!(run.stderr.contains("Unix allows 107"), "{}", run.stderr);
+}
+
+#[test]
+fn a_missing_super_config_says_where_it_was_looked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = aziotctl(&["config", "apply", "--root", folder.path().to_str().unwrap()], b"");
+    assert_eq!(run.code, 1);
+    let path = folder.path().join("etc/aziot/config.toml");
+    assert!(run.stderr.starts_with(&format!("error: could not read {}", path.display())), "{}", run.stderr);
+    assert!(run.stderr.contains("\nnext: write the super-config there"), "{}", run.stderr);
+}
+
+/// A run as an ordinary user: the caller, or `nobody` where the caller is root.
+fn as_ordinary_user(folder: &Path, arguments: &[&str]) -> (u32, Run) {
+    const NOBODY: u32 = 65534;
+    let caller = folder.metadata().unwrap().uid();
+    // The build folder may be closed to others.
+    let program = folder.join("aziotctl");
+    fs::copy(env!("CARGO_BIN_EXE_aziotctl"), &program).unwrap();
+    let mut command = Command::new(program);
+    command.args(arguments);
+    if caller != 0 {
+        return (caller, run(&mut command, b""));
+    }
+    chown(folder, Some(NOBODY), Some(NOBODY)).unwrap();
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).unwrap();
+    (NOBODY, run(command.uid(NOBODY).gid(NOBODY), b""))
+}
+
+#[test]
+fn an_ordinary_user_has_a_device_of_its_own() {
+    let device = Device::new(DPS);
+    let super_config = device.path("etc/aziot/config.toml");
+    fs::set_permissions(&super_config, fs::Permissions::from_mode(0o644)).unwrap();
+    let own = device.path("own");
+    let arguments = ["config", "apply", "-c", super_config.to_str().unwrap(), "--root", own.to_str().unwrap()];
+    let (uid, run) = as_ordinary_user(device.0.path(), &arguments);
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    let keyd = own.join("etc/aziot/keyd/config.d/00-super.toml");
+    assert_eq!(keyd.metadata().unwrap().uid(), uid);
+    assert!(fs::read_to_string(keyd).unwrap().contains(&format!("uid = {uid}\n")));
+}
+
+#[test]
+fn the_machine_itself_takes_root() {
+    let device = Device::new(DPS);
+    let super_config = device.path("etc/aziot/config.toml");
+    fs::set_permissions(&super_config, fs::Permissions::from_mode(0o644)).unwrap();
+    let (_, run) = as_ordinary_user(device.0.path(), &["config", "apply", "-c", super_config.to_str().unwrap()]);
+    assert_eq!(run.code, 1);
+    assert!(
+        run.stderr.starts_with("error: applying to this machine needs root\nnext: run it with sudo"),
+        "{}",
+        run.stderr
+    );
+}

@@ -1,0 +1,199 @@
+//! Certificates: who may change one, and what reading, importing, deleting and creating mean. Knows no HTTP.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use aziot_certd_api::certificate::CreateCertificate;
+use aziot_http::Client;
+use aziot_log::{chain, fields};
+use aziot_pki::{
+    certificate::Chain,
+    request::{Request, RequestError},
+};
+
+use crate::{
+    issuance::{self, Issuing},
+    settings::Settings,
+    store,
+    turns::Turns,
+};
+
+/// Why a call on certificates fails.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// The uid has no principal for this certificate.
+    #[error("user {uid} is not authorized to modify the cert {id}")]
+    Unauthorized { uid: u32, id: String },
+    /// The caller sent something that cannot be used.
+    #[error("parameter {name:?} has an invalid value")]
+    Parameter { name: &'static str, source: ParameterError },
+    /// A certificate could not be read.
+    #[error("could not read the certificate {id:?}")]
+    Read { id: String, source: store::Error },
+    /// A certificate could not be stored.
+    #[error("could not store the certificate {id:?}")]
+    Write { id: String, source: store::Error },
+    /// A certificate could not be deleted.
+    #[error("could not delete the certificate {id:?}")]
+    Remove { id: String, source: store::Error },
+    /// No certificate was issued.
+    #[error("could not issue the certificate {id:?}")]
+    Issue { id: String, source: Box<issuance::Error> },
+}
+
+/// What is wrong with a parameter.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ParameterError {
+    /// There is no such certificate. Clients tell absence by this text.
+    #[error("not found")]
+    NotFound,
+    /// The certificate that is to issue others is no PEM certificate.
+    #[error("invalid issuer")]
+    Issuer,
+    /// A handle with a NUL in it is none.
+    #[error("a key handle has no NUL character")]
+    Handle,
+    /// The certificate request is not taken.
+    #[error(transparent)]
+    Request(RequestError),
+}
+
+/// All certificates of the device, as far as this service keeps them.
+#[derive(Debug)]
+pub(crate) struct Certificates {
+    settings: ArcSwap<Settings>,
+    keyd: Client,
+    turns: Turns,
+}
+
+impl Certificates {
+    pub(crate) fn new(settings: Settings, keyd: Client) -> Self {
+        Self { settings: ArcSwap::from_pointee(settings), keyd, turns: Turns::default() }
+    }
+
+    /// New settings for the calls that begin from now on.
+    pub(crate) fn replace_settings(&self, settings: Settings) {
+        self.settings.store(Arc::new(settings));
+    }
+
+    /// The text that is stored under `id`. Waits for nothing but local files.
+    pub(crate) async fn get(&self, id: String) -> Result<String, Error> {
+        let text = read(&self.settings.load_full(), id).await?;
+        text.ok_or(Error::Parameter { name: "id", source: ParameterError::NotFound })
+    }
+
+    /// Stores `pem`, whatever it is, in the place of what is there.
+    pub(crate) async fn import(&self, uid: u32, id: String, pem: String) -> Result<String, Error> {
+        let settings = self.settings.load_full();
+        authorize(&settings, uid, &id)?;
+        if settings.store.is_preloaded(&id) {
+            tracing::warn!(
+                { fields::CERTIFICATE_ID } = id,
+                { fields::UID } = uid,
+                "the operator's preloaded certificate is replaced"
+            );
+        }
+        if !Chain::from_pem(&pem).is_ok_and(|chain| !chain.is_empty()) {
+            tracing::warn!(
+                { fields::CERTIFICATE_ID } = id,
+                { fields::UID } = uid,
+                "what is imported holds no PEM certificate"
+            );
+        }
+        self.write(&settings, id, pem).await
+    }
+
+    /// Deletes the certificate if it is there.
+    pub(crate) async fn delete(&self, uid: u32, id: String) -> Result<(), Error> {
+        let settings = self.settings.load_full();
+        authorize(&settings, uid, &id)?;
+        let turn = self.turns.take(&id).await;
+        let removed = settings.store.run({
+            let id = id.clone();
+            move |store| {
+                let _turn = turn;
+                store.remove(&id)
+            }
+        });
+        match removed.await {
+            Ok(removed) => {
+                if removed && settings.store.is_preloaded(&id) {
+                    tracing::warn!(
+                        { fields::CERTIFICATE_ID } = id,
+                        { fields::UID } = uid,
+                        "the operator's preloaded certificate was deleted"
+                    );
+                }
+                Ok(())
+            }
+            Err(source) => Err(Error::Remove { id, source }),
+        }
+    }
+
+    /// Has a certificate issued on the call's request and stores it with its chain.
+    pub(crate) async fn create(&self, uid: u32, call: CreateCertificate) -> Result<String, Error> {
+        let settings = self.settings.load_full();
+        let CreateCertificate { cert_id: id, csr, issuer } = call;
+        authorize(&settings, uid, &id)?;
+        let request = Request::from_pem(&csr)
+            .map_err(|error| Error::Parameter { name: "csr", source: ParameterError::Request(error) })?;
+        let issuing = Issuing { id: &id, request: &request, settings: &settings, keyd: &self.keyd };
+        let pem = match issuer {
+            Some(issuer) => {
+                let chain = named_issuer(&settings, issuer.cert_id).await?;
+                if issuer.private_key_handle.contains('\0') {
+                    let (name, source) = ("issuer.privateKeyHandle", ParameterError::Handle);
+                    return Err(Error::Parameter { name, source });
+                }
+                issuing.by_named_issuer(&chain, issuer.private_key_handle).await
+            }
+            None => issuing.as_configured().await,
+        };
+        let pem = pem.map_err(|source| Error::Issue { id: id.clone(), source: Box::new(source) })?;
+        // The request's own line has only the path, and here the id is in the body.
+        tracing::info!({ fields::CERTIFICATE_ID } = id, { fields::UID } = uid, "issued a certificate");
+        self.write(&settings, id, pem).await
+    }
+
+    /// Returns what was stored.
+    async fn write(&self, settings: &Settings, id: String, pem: String) -> Result<String, Error> {
+        let turn = self.turns.take(&id).await;
+        let written = settings.store.run({
+            let id = id.clone();
+            move |store| {
+                let _turn = turn;
+                store.write(&id, &pem).map(|()| pem)
+            }
+        });
+        written.await.map_err(|source| Error::Write { id, source })
+    }
+}
+
+fn authorize(settings: &Settings, uid: u32, id: &str) -> Result<(), Error> {
+    if settings.allow(uid, id) { Ok(()) } else { Err(Error::Unauthorized { uid, id: id.to_owned() }) }
+}
+
+async fn read(settings: &Settings, id: String) -> Result<Option<String>, Error> {
+    let text = settings.store.run({
+        let id = id.clone();
+        move |store| store.read(&id)
+    });
+    text.await.map_err(|source| Error::Read { id, source })
+}
+
+async fn named_issuer(settings: &Settings, id: String) -> Result<Chain, Error> {
+    let invalid = |source| Error::Parameter { name: "issuer.certId", source };
+    let text = read(settings, id.clone()).await?.ok_or_else(|| invalid(ParameterError::NotFound))?;
+    match Chain::from_pem(&text) {
+        Ok(chain) if !chain.is_empty() => Ok(chain),
+        Ok(_) => Err(invalid(ParameterError::Issuer)),
+        Err(error) => {
+            tracing::warn!(
+                { fields::CERTIFICATE_ID } = id,
+                "an issuer was named that cannot be used: {}",
+                chain(&error)
+            );
+            Err(invalid(ParameterError::Issuer))
+        }
+    }
+}
