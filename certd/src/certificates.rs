@@ -15,8 +15,8 @@ use crate::{
     issuance::{self, Issuing},
     settings::Settings,
     store,
-    turns::Turns,
 };
+use aziot_turns::Turns;
 
 /// Why a call on certificates fails.
 #[derive(Debug, thiserror::Error)]

@@ -12,14 +12,13 @@ mod settings;
 mod store;
 #[cfg(test)]
 mod test_vectors;
-mod turns;
 #[cfg(test)]
 mod wire_tests;
 
 use std::{sync::Arc, time::Duration};
 
 use aziot_certd_api::config::Config;
-use aziot_config::Sources;
+use aziot_config::{Live, Sources};
 use aziot_http::{Activation, DaemonError, Limits, Listener, Retry, Server, Shutdown, daemon};
 
 use crate::{certificates::Certificates, reload::Fixed, settings::Settings};
@@ -31,11 +30,7 @@ const KEY_SERVICE: Retry = Retry { retries: 1, attempt: Duration::from_secs(12),
 ///
 /// Nothing is asked of the key service before a caller wants something issued, so the two may start in any order.
 pub async fn run(sources: Sources, activation: Activation, shutdown: Shutdown) -> Result<(), DaemonError> {
-    // Before loading, so that no change is missed.
-    let watch = reload::watch(&sources);
-    let loaded = aziot_config::load::<Config>(&sources).map_err(DaemonError::settings)?;
-    reload::log_findings(&loaded.findings);
-    let config = loaded.value;
+    let (config, live) = Live::<Config>::start(sources).map_err(DaemonError::settings)?;
     let listener = Listener::open(&config.endpoints.aziot_certd, activation).map_err(DaemonError::service)?;
     let keyd = aziot_keyd_api::client(&config.endpoints.aziot_keyd, KEY_SERVICE).map_err(DaemonError::settings)?;
     let server = Server::new(listener, Limits::new(config.max_requests));
@@ -49,6 +44,6 @@ pub async fn run(sources: Sources, activation: Activation, shutdown: Shutdown) -
     daemon::ready();
     tokio::select! {
         outcome = server.serve(http::routes(Arc::clone(&certificates)), shutdown) => outcome.map_err(DaemonError::service),
-        () = reload::keep_current(watch, sources, fixed, certificates) => Ok(()),
+        () = reload::follow(live, fixed, certificates) => Ok(()),
     }
 }

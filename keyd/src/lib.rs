@@ -18,7 +18,7 @@ mod wire_tests;
 
 use std::sync::Arc;
 
-use aziot_config::Sources;
+use aziot_config::{Live, Sources};
 use aziot_http::{Activation, DaemonError, Limits, Listener, Server, Shutdown, daemon};
 use aziot_keyd_api::config::Config;
 use aziot_keys::{Keys as Library, SettingsError};
@@ -30,18 +30,14 @@ use crate::principals::Principals;
 ///
 /// The socket is open before the key library starts, so that early callers wait instead of being refused.
 pub async fn run(sources: Sources, activation: Activation, shutdown: Shutdown) -> Result<(), DaemonError> {
-    // Before loading, so that no change is missed.
-    let watch = reload::watch(&sources);
-    let loaded = aziot_config::load::<Config>(&sources).map_err(DaemonError::settings)?;
-    reload::log_findings(&loaded.findings);
-    let config = loaded.value;
+    let (config, live) = Live::<Config>::start(sources).map_err(DaemonError::settings)?;
     let listener = Listener::open(&config.endpoints.aziot_keyd, activation).map_err(DaemonError::service)?;
     let keys = Arc::new(keys(&config)?);
     let server = Server::new(listener, Limits::new(config.max_requests));
     daemon::ready();
     tokio::select! {
         outcome = server.serve(http::routes(Arc::clone(&keys)), shutdown) => outcome.map_err(DaemonError::service),
-        () = reload::keep_current(watch, sources, config, keys) => Ok(()),
+        () = reload::follow(live, config, keys) => Ok(()),
     }
 }
 

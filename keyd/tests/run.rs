@@ -130,7 +130,7 @@ async fn unusable_settings_end_the_service_for_good() {
     ] {
         device.put("config.d/z.toml", text);
         let error = device.failure().await;
-        assert_eq!((error.exit_code(), error.to_string().as_str()), (153, "could not read config"), "{text}");
+        assert_eq!(error.exit_code(), 153, "{text}");
         let causes = aziot_http::with_causes(&error);
         assert!(causes.contains(named), "{causes}");
     }

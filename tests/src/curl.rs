@@ -5,6 +5,8 @@ use std::{
     os::unix::process::CommandExt as _,
     path::Path,
     process::{Command, Output, Stdio},
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -51,8 +53,6 @@ impl Reply {
 pub fn on_socket(socket: &Path, uid: Option<u32>, method: &str, target: &str, body: Option<&str>) -> Result<Reply> {
     let mut command = base();
     command.arg("--unix-socket").arg(socket).args(["--request", method]);
-    // A daemon that is being started again is waited for.
-    command.args(["--retry", "5", "--retry-connrefused", "--retry-delay", "1"]);
     if body.is_some() {
         command.args(["--header", "content-type: application/json", "--data-binary", "@-"]);
     }
@@ -61,15 +61,40 @@ pub fn on_socket(socket: &Path, uid: Option<u32>, method: &str, target: &str, bo
         // The group stays: it opens the socket, and the uid decides.
         command.uid(uid);
     }
-    run(command, body.unwrap_or_default())
+    // A daemon that is being started again is waited for. Not by curl's --retry, which would repeat a 500 too.
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match run(&mut command, body.unwrap_or_default()) {
+            Err(error) if error.is::<NoAnswer>() && Instant::now() < deadline => thread::sleep(PAUSE),
+            outcome => return outcome,
+        }
+    }
 }
 
 /// Calls the cloud over TLS, trusting `roots` alone; `authorization` is the value of that header.
 pub fn over_tls(roots: &Path, authorization: &str, method: &str, url: &str, body: &str) -> Result<Reply> {
     let mut command = base();
     command.arg("--cacert").arg(roots).args(["--request", method, "--header", "@-", "--data-binary", body]).arg(url);
-    run(command, &format!("authorization: {authorization}\n"))
+    run(&mut command, &format!("authorization: {authorization}\n"))
 }
+
+/// Nobody listened, or the connection ended before an answer came.
+#[derive(Debug)]
+pub struct NoAnswer(String);
+
+impl std::fmt::Display for NoAnswer {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "no answer: {}", self.0)
+    }
+}
+
+impl std::error::Error for NoAnswer {}
+
+/// Exit codes of curl: no connection, empty reply, could not send, could not receive.
+const NO_ANSWER: [i32; 4] = [7, 52, 55, 56];
+/// How long a call waits for a daemon that does not answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_millis(100);
 
 fn base() -> Command {
     let mut command = Command::new("curl");
@@ -79,10 +104,14 @@ fn base() -> Command {
     command
 }
 
-fn run(mut command: Command, input: &str) -> Result<Reply> {
-    let output = feed(&mut command, input)?;
+fn run(command: &mut Command, input: &str) -> Result<Reply> {
+    let output = feed(command, input)?;
     if !output.status.success() {
-        bail!("curl failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+        let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        if output.status.code().is_some_and(|code| NO_ANSWER.contains(&code)) {
+            return Err(NoAnswer(message).into());
+        }
+        bail!("curl failed: {message}");
     }
     let text = String::from_utf8(output.stdout).context("curl printed no text")?;
     let (body, status) = text.rsplit_once('\n').context("curl printed no status")?;

@@ -6,7 +6,7 @@ use std::{
     io::Write as _,
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, symlink},
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, ExitStatus},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -14,7 +14,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 
 use crate::{
     curl::{self, Reply},
-    process::{Process, Ready, Restart},
+    process::{self, Process, Ready, Restart},
 };
 
 /// The daemons of the device, in the order in which they are started.
@@ -56,8 +56,12 @@ impl Programs {
         Self { folder: folder.into() }
     }
 
-    /// Programs of the build that this test belongs to. `cargo xtask test` builds them before any test runs.
+    /// Programs of the build that this test belongs to, which `cargo xtask test` makes before any test runs; or those in the folder that
+    /// the environment variable `AZIOT_TEST_PROGRAMS` names.
     pub fn of_this_build() -> Result<Self> {
+        if let Some(folder) = env::var_os("AZIOT_TEST_PROGRAMS") {
+            return Ok(Self::in_folder(folder));
+        }
         let test = env::current_exe().context("the test does not know where it is")?;
         let folder = test.ancestors().nth(2).context("tests lie in target/PROFILE/deps")?;
         let programs = Self::in_folder(folder);
@@ -96,6 +100,8 @@ const CLOUD_ADDRESS: &str = "cloud/last-address";
 pub const REGISTRATION_ID: &str = "pump-7";
 /// Id scope of the simulated DPS.
 pub const ID_SCOPE: &str = "0ne00000007";
+/// Device id for manual provisioning: it is at the hub from the start.
+pub const MANUAL_DEVICE_ID: &str = "pump-8";
 
 impl Device {
     /// Makes the folders. What an earlier device left there is kept.
@@ -155,8 +161,11 @@ impl Device {
         let enrollments = self.path("cloud/enrollments.toml");
         if !enrollments.exists() {
             let key = STANDARD.encode(random_key()?);
-            let table = format!("[[enrollment]]\nregistration_id = {REGISTRATION_ID:?}\nsymmetric_key = {key:?}\n");
-            write_private(&enrollments, &table)?;
+            let tables = format!(
+                "[[enrollment]]\nregistration_id = {REGISTRATION_ID:?}\nsymmetric_key = {key:?}\n\n\
+                 [[device]]\ndevice_id = {MANUAL_DEVICE_ID:?}\nsymmetric_key = {key:?}\n"
+            );
+            write_private(&enrollments, &tables)?;
         }
         let program = self.programs.path("aziot-simulator");
         let (folder, file) = (self.path("cloud"), enrollments);
@@ -175,6 +184,16 @@ impl Device {
         write_private(&self.path(CLOUD_ADDRESS), &address)?;
         self.address = Some(address);
         Ok(())
+    }
+
+    /// Ends the cloud as a power cut would.
+    pub fn kill_cloud(&mut self) -> Result<()> {
+        self.simulator.take().context("the cloud is not running")?.kill()
+    }
+
+    /// Calls the cloud's control socket, where faults are set and its journal is read.
+    pub fn control(&self, method: &str, target: &str, body: Option<&str>) -> Result<Reply> {
+        curl::on_socket(&self.path("cloud/control.sock"), None, method, target, body)
     }
 
     /// Takes the cloud away.
@@ -199,6 +218,15 @@ impl Device {
         ))
     }
 
+    /// `[provisioning]` by hand, with a connection string for [`MANUAL_DEVICE_ID`].
+    pub fn manual_provisioning(&self) -> Result<String> {
+        let (cloud, key) = (self.cloud()?, self.enrollment_key()?);
+        Ok(format!(
+            "[provisioning]\nsource = \"manual\"\n\
+             connection_string = \"HostName={cloud};DeviceId={MANUAL_DEVICE_ID};SharedAccessKey={key}\"\n"
+        ))
+    }
+
     /// Writes the super-config and lets `aziotctl config apply` make the daemons' files of it. Returns what it printed.
     pub fn configure(&self, super_config: &str) -> Result<String> {
         write_private(&self.path("etc/aziot/config.toml"), super_config)?;
@@ -219,7 +247,9 @@ impl Device {
 
     /// Adds a drop-in beside a daemon's generated configuration.
     pub fn drop_in(&self, daemon: Daemon, name: &str, text: &str) -> Result<()> {
-        write_private(&self.path(&format!("etc/aziot/{}/config.d/{name}", daemon.name())), text)
+        let folder = self.path(&format!("etc/aziot/{}/config.d", daemon.name()));
+        fs::create_dir_all(&folder).with_context(|| format!("could not make {}", folder.display()))?;
+        write_private(&folder.join(name), text)
     }
 
     /// Starts a daemon and waits until it is ready.
@@ -230,22 +260,52 @@ impl Device {
     /// Starts a daemon whose command line or environment the caller changes.
     pub fn start_with(&mut self, daemon: Daemon, change: impl Fn(&mut Command) + Send + 'static) -> Result<()> {
         let name = daemon.name();
+        let build = self.command(daemon);
+        let command = move || {
+            let mut command = build();
+            change(&mut command);
+            command
+        };
+        let ready = Ready::Notify(self.path("run"));
+        let process = Process::start(name, &self.log_path(daemon), self.restart, &ready, command)?;
+        self.daemons.insert(daemon, process);
+        Ok(())
+    }
+
+    /// Runs a daemon that is expected to end by itself, and returns how it ended.
+    pub fn run_to_end(&self, daemon: Daemon, change: impl Fn(&mut Command)) -> Result<ExitStatus> {
+        let mut command = self.command(daemon)();
+        change(&mut command);
+        process::run_to_end(command, &self.log_path(daemon))
+    }
+
+    /// The command that starts a daemon with this device's configuration.
+    fn command(&self, daemon: Daemon) -> impl Fn() -> Command + Send + 'static {
+        let name = daemon.name();
         let program = self.path(&format!("bin/aziot-{name}"));
         let (config, roots) = (self.path(&format!("etc/aziot/{name}")), self.roots());
-        let command = move || {
+        move || {
             let mut command = Command::new(&program);
             let variable = format!("AZIOT_{}_CONFIG", name.to_uppercase());
             command.env(&variable, config.join("config.toml")).env(format!("{variable}_DIR"), config.join("config.d"));
             command.env("SSL_CERT_FILE", &roots).env_remove("SSL_CERT_DIR");
-            command.env_remove("HTTPS_PROXY").env_remove("https_proxy");
-            change(&mut command);
+            for variable in ["HTTPS_PROXY", "https_proxy", "AZIOT_LOG", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"] {
+                command.env_remove(variable);
+            }
             command
-        };
-        let log = self.path(&format!("log/{name}.log"));
-        let ready = Ready::Notify(self.path("run"));
-        let process = Process::start(name, &log, self.restart, &ready, command)?;
-        self.daemons.insert(daemon, process);
-        Ok(())
+        }
+    }
+
+    /// Where a daemon logs.
+    #[must_use]
+    pub fn log_path(&self, daemon: Daemon) -> PathBuf {
+        self.path(&format!("log/{}.log", daemon.name()))
+    }
+
+    /// All that a daemon has logged, over its restarts.
+    pub fn log(&self, daemon: Daemon) -> Result<String> {
+        let path = self.log_path(daemon);
+        fs::read_to_string(&path).with_context(|| format!("could not read {}", path.display()))
     }
 
     /// Starts all daemons.
@@ -264,7 +324,7 @@ impl Device {
     }
 
     /// Stops a daemon in order.
-    pub fn stop(&mut self, daemon: Daemon) -> Result<std::process::ExitStatus> {
+    pub fn stop(&mut self, daemon: Daemon) -> Result<ExitStatus> {
         self.take(daemon)?.stop()
     }
 
@@ -309,13 +369,13 @@ fn random_key() -> Result<[u8; 32]> {
 }
 
 /// Writes a file that only its owner reads. A device in a folder is scenery: nothing is lost when it is cut short.
-fn write_private(path: &Path, text: &str) -> Result<()> {
+pub fn write_private(path: &Path, bytes: impl AsRef<[u8]>) -> Result<()> {
     let written = fs::OpenOptions::new()
         .write(true)
         .create(true)
         .truncate(true)
         .mode(0o600)
         .open(path)
-        .and_then(|mut file| file.write_all(text.as_bytes()));
+        .and_then(|mut file| file.write_all(bytes.as_ref()));
     written.with_context(|| format!("could not write {}", path.display()))
 }

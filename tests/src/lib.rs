@@ -8,6 +8,10 @@ pub mod device;
 pub mod module;
 pub mod openssl;
 pub mod process;
+pub mod raw;
+pub mod world;
 
 pub use curl::Reply;
 pub use device::{Daemon, Device, Programs};
+pub use process::eventually;
+pub use world::World;

@@ -22,7 +22,8 @@ pub struct Identity {
     pub module: String,
     /// Generation id of this creation of the module.
     pub generation: String,
-    key_handle: String,
+    /// Handle of the module's key in the key service.
+    pub key_handle: String,
 }
 
 impl Identity {
@@ -52,19 +53,17 @@ impl Identity {
 
     /// A token for the module's own place at the hub, signed by the key service.
     pub fn token(&self, device: &Device, lifetime: Duration) -> Result<String> {
-        let resource = format!("{}/devices/{}/modules/{}", self.hub, self.device, self.module);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock is before 1970")?;
+        self.token_until(device, &self.module, (now + lifetime).as_secs())
+    }
+
+    /// A token for the place of any module, signed with this module's key, until a time in Unix seconds.
+    pub fn token_until(&self, device: &Device, module: &str, expiry: u64) -> Result<String> {
+        let resource = format!("{}/devices/{}/modules/{module}", self.hub, self.device);
         let resource = utf8_percent_encode(&resource, COMPONENT).to_string();
-        let expiry = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock is before 1970")? + lifetime;
-        let message = STANDARD.encode(format!("{resource}\n{}", expiry.as_secs()));
-        let body = json!({
-            "keyHandle": self.key_handle,
-            "algorithm": "HMAC-SHA256",
-            "parameters": { "message": message },
-        });
-        let reply = device.call(Daemon::Keys, "POST", "/sign?api-version=2020-09-01", Some(&body.to_string()))?;
-        let signature = reply.expect(200)?.text("/signature")?;
+        let signature = sign(device, &self.key_handle, format!("{resource}\n{expiry}").as_bytes())?;
         let signature = utf8_percent_encode(&signature, COMPONENT);
-        Ok(format!("SharedAccessSignature sr={resource}&sig={signature}&se={}", expiry.as_secs()))
+        Ok(format!("SharedAccessSignature sr={resource}&sig={signature}&se={expiry}"))
     }
 
     /// Sends a message to the hub with this token.
@@ -73,4 +72,12 @@ impl Identity {
         let url = format!("https://{}{target}", self.hub);
         curl::over_tls(&device.roots(), token, "POST", &url, message)
     }
+}
+
+/// HMAC-SHA256 over a message with the key of this handle, base64.
+pub fn sign(device: &Device, key_handle: &str, message: &[u8]) -> Result<String> {
+    let parameters = json!({ "message": STANDARD.encode(message) });
+    let body = json!({ "keyHandle": key_handle, "algorithm": "HMAC-SHA256", "parameters": parameters });
+    let reply = device.call(Daemon::Keys, "POST", "/sign?api-version=2020-09-01", Some(&body.to_string()))?;
+    reply.expect(200)?.text("/signature")
 }

@@ -30,6 +30,27 @@ pub fn make_ca(key: &Path, certificate: &Path, name: &str) -> Result<()> {
     run(arguments, "").map(|_| ())
 }
 
+/// Makes a key of EC P-256 in a file.
+pub fn make_key(key: &Path) -> Result<()> {
+    let arguments: [&std::ffi::OsStr; 6] = [
+        "genpkey".as_ref(),
+        "-algorithm".as_ref(),
+        "EC".as_ref(),
+        "-pkeyopt".as_ref(),
+        "ec_paramgen_curve:P-256".as_ref(),
+        "-out".as_ref(),
+    ];
+    run(arguments.into_iter().chain([key.as_os_str()]), "").map(|_| ())
+}
+
+/// Makes a certificate signing request (PEM) for a key that is there already.
+pub fn request_for(key: &Path, name: &str) -> Result<String> {
+    let subject = format!("/CN={name}");
+    let arguments: [&std::ffi::OsStr; 6] =
+        ["req".as_ref(), "-new".as_ref(), "-key".as_ref(), key.as_os_str(), "-subj".as_ref(), subject.as_ref()];
+    run(arguments, "")
+}
+
 /// Makes a key of EC P-256 and a certificate signing request (PEM) for it.
 pub fn make_request(key: &Path, name: &str) -> Result<String> {
     let (subject, names) = (format!("/CN={name}"), format!("subjectAltName=DNS:{name}"));

@@ -200,6 +200,31 @@ impl Drop for Process {
     }
 }
 
+/// Runs a process that is expected to end by itself, its log in a file. One that goes on for too long is ended, and that is an error.
+pub fn run_to_end(command: Command, log: &Path) -> Result<ExitStatus> {
+    let program = command.get_program().display().to_string();
+    let mut child = spawn(command, log, None)?;
+    let ended = eventually(&format!("the end of {program}"), PATIENCE, || Ok(child.try_wait()?));
+    if ended.is_err() {
+        child.kill().and_then(|()| child.wait()).with_context(|| format!("could not end {program}"))?;
+    }
+    ended
+}
+
+/// Looks again and again until there is something to see, and fails when the time is over.
+pub fn eventually<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    let deadline = Instant::now() + limit;
+    loop {
+        if let Some(seen) = look()? {
+            return Ok(seen);
+        }
+        if Instant::now() > deadline {
+            bail!("{what} did not come within {limit:?}");
+        }
+        thread::sleep(GLANCE);
+    }
+}
+
 fn spawn(mut command: Command, log: &Path, notify: Option<&Path>) -> Result<std::process::Child> {
     let output = OpenOptions::new().create(true).append(true).open(log);
     let output = output.with_context(|| format!("could not open {}", log.display()))?;

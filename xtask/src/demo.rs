@@ -20,7 +20,6 @@ const TOKEN_LIFETIME: Duration = Duration::from_secs(300);
 
 /// Builds, runs the device through all it can do, and goes on running it if `keep`.
 pub(crate) fn run(folder: Option<PathBuf>, keep: bool) -> Result<()> {
-    let begun = Instant::now();
     let (sender, interrupted) = channel();
     // Children live in process groups of their own; they are stopped on the way out.
     ctrlc::set_handler(move || {
@@ -36,6 +35,7 @@ pub(crate) fn run(folder: Option<PathBuf>, keep: bool) -> Result<()> {
 
     report::line("building (release profile; the first time takes some minutes)")?;
     let programs = build()?;
+    let begun = Instant::now();
     report::line(format_args!("a device in {}", folder.display()))?;
     let mut device = Device::new(&folder, programs.clone(), Restart::Always)?;
     show(&mut device, &interrupted)?;
