@@ -6,7 +6,7 @@ use std::{
     io::Write as _,
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, symlink},
     path::{Path, PathBuf},
-    process::{Command, ExitStatus},
+    process::{Command, ExitStatus, Stdio},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -106,7 +106,7 @@ pub const MANUAL_DEVICE_ID: &str = "pump-8";
 impl Device {
     /// Makes the folders. What an earlier device left there is kept.
     pub fn new(folder: &Path, programs: Programs, restart: Restart) -> Result<Self> {
-        for name in ["bin", "etc/aziot", "run/aziot", "var/lib/aziot", "var/secrets", "log", "cloud"] {
+        for name in ["bin", "etc/aziot", "run/aziot", "var/lib/aziot", "var/secrets", "log", "cloud", "module"] {
             let path = folder.join(name);
             fs::DirBuilder::new()
                 .recursive(true)
@@ -173,7 +173,7 @@ impl Device {
         let command = move || {
             let mut command = Command::new(&program);
             command.arg("--dir").arg(&folder).arg("--enrollments").arg(&file).args(["--id-scope", ID_SCOPE]);
-            command.args(["--listen", &listen, "--retry-after", "1"]);
+            command.args(["--listen", &listen, "--retry-after", "1"]).stdin(Stdio::null());
             command
         };
         let ready = Ready::File(self.path("cloud/address"));
@@ -288,7 +288,7 @@ impl Device {
             let mut command = Command::new(&program);
             let variable = format!("AZIOT_{}_CONFIG", name.to_uppercase());
             command.env(&variable, config.join("config.toml")).env(format!("{variable}_DIR"), config.join("config.d"));
-            command.env("SSL_CERT_FILE", &roots).env_remove("SSL_CERT_DIR");
+            command.env("SSL_CERT_FILE", &roots).env_remove("SSL_CERT_DIR").stdin(Stdio::null());
             for variable in ["HTTPS_PROXY", "https_proxy", "AZIOT_LOG", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"] {
                 command.env_remove(variable);
             }

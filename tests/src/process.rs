@@ -5,7 +5,7 @@ use std::{
     io::{ErrorKind, Read as _, Seek as _, SeekFrom, Write as _},
     os::unix::{net::UnixDatagram, process::CommandExt as _},
     path::{Path, PathBuf},
-    process::{Command, ExitStatus, Stdio},
+    process::{Command, ExitStatus},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicI32, Ordering},
@@ -59,7 +59,7 @@ struct Shared {
 }
 
 impl Process {
-    /// Starts the program that `command` builds and waits until it is ready.
+    /// Starts the program that `command` builds and waits until it is ready. Its standard input is up to `command`.
     pub fn start(
         name: &str,
         log: &Path,
@@ -232,7 +232,7 @@ fn spawn(mut command: Command, log: &Path, notify: Option<&Path>) -> Result<std:
         command.env("NOTIFY_SOCKET", socket);
     }
     // A group of its own: Ctrl-C reaches the starter, which stops its processes in order.
-    command.process_group(0).stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+    command.process_group(0).stdout(output.try_clone()?).stderr(output);
     command.spawn().with_context(|| format!("could not run {}", command.get_program().display()))
 }
 

@@ -22,10 +22,17 @@ pub fn connect(socket: &Path) -> Result<UnixStream> {
     Ok(stream)
 }
 
-/// Sends these bytes, and returns all that comes back until the other side closes. A reset counts as a close.
+/// Sends these bytes, which ask for the connection to be closed, and returns all that comes back until then. A reset counts as a close.
 pub fn exchange(socket: &Path, bytes: &[u8]) -> Result<String> {
     let mut stream = connect(socket)?;
     // The other side may refuse before it has read all.
+    let _ = stream.write_all(bytes);
+    read_to_end(&mut stream)
+}
+
+/// Sends these bytes and then the end of file, and returns all that comes back.
+pub fn exchange_and_end(socket: &Path, bytes: &[u8]) -> Result<String> {
+    let mut stream = connect(socket)?;
     let _ = stream.write_all(bytes);
     let _ = stream.shutdown(Shutdown::Write);
     read_to_end(&mut stream)

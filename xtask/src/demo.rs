@@ -79,7 +79,6 @@ fn show(device: &mut Device, interrupted: &Receiver<()>) -> Result<()> {
         _ => bail!("interrupted"),
     };
     report::step("cloud", || device.start_cloud(), |()| "DPS and IoT Hub up, over TLS".to_owned())?;
-    let cloud = device.cloud()?;
     report::step("configuration", || configure(device), |()| "aziotctl config apply".to_owned())?;
     for daemon in Daemon::ALL {
         check()?;
@@ -87,7 +86,7 @@ fn show(device: &mut Device, interrupted: &Receiver<()>) -> Result<()> {
         report::step(daemon.name(), || device.start(daemon), |()| format!("up on {socket}"))?;
     }
     check()?;
-    report::step("device", || provisioned(device), |id| format!("{id} at {cloud}, provisioned through DPS"))?;
+    report::step("device", || provisioned(device), |(hub, id)| format!("{id} at hub {hub}"))?;
     check()?;
     let module = report::step(
         "module identity",
@@ -127,10 +126,12 @@ fn configure(device: &Device) -> Result<()> {
     device.drop_in(Daemon::Certificates, "10-agent.toml", &issuance)
 }
 
-fn provisioned(device: &Device) -> Result<String> {
+/// Hub and device id that DPS gave the device.
+fn provisioned(device: &Device) -> Result<(String, String)> {
     let body = json!({ "type": "aziot" }).to_string();
     let reply = device.call(Daemon::Identity, "POST", "/identities/device?api-version=2020-09-01", Some(&body))?;
-    reply.expect(200)?.text("/spec/deviceId")
+    let reply = reply.expect(200)?;
+    Ok((reply.text("/spec/hubName")?, reply.text("/spec/deviceId")?))
 }
 
 fn identity(device: &Device) -> Result<Identity> {
@@ -144,11 +145,11 @@ fn message(device: &Device, module: &Identity) -> Result<u16> {
 }
 
 fn certificate(device: &Device) -> Result<String> {
-    let request = openssl::make_request(&device.path("var/lib/aziot/sampler.key.pem"), MODULE)?;
+    let request = openssl::make_request(&device.path("module/sampler.key.pem"), MODULE)?;
     let body = json!({ "certId": CERTIFICATE, "csr": request }).to_string();
     let reply = device.call(Daemon::Certificates, "POST", "/certificates?api-version=2020-09-01", Some(&body))?;
     let pem = reply.expect(201)?.text("/pem")?;
-    let file = device.path("var/lib/aziot/sampler.pem");
+    let file = device.path("module/sampler.pem");
     #[expect(clippy::disallowed_methods, reason = "a certificate for openssl to read; nothing is lost with it")]
     fs::write(&file, pem).with_context(|| format!("could not write {}", file.display()))?;
     let verdict = openssl::verify(&device.path("var/secrets/local-ca.pem"), &file)?;

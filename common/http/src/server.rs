@@ -109,6 +109,9 @@ impl Server {
                 },
             };
             serve_connection(stream, &throttle, limits, &routes, &graceful, &tasks);
+            // A burst of callers that hang up at once is cleared away as fast as it is let in; otherwise it fills their user's
+            // connections, and one that stays is turned away.
+            tokio::task::yield_now().await;
         }
         // New callers are refused from here on, or queue with the service manager.
         drop((socket, listener));

@@ -383,6 +383,17 @@ async fn five_hundred_clients_at_once_are_all_served() {
 }
 
 #[tokio::test]
+async fn callers_that_hang_up_at_once_do_not_use_up_their_users_connections() {
+    let limits = Limits { connections_per_user: 64, ..Limits::new(MaxRequests::default()) };
+    let server = start_with(&things(), limits);
+    // All of them wait in the kernel, hung up, before the server gets to run.
+    for _ in 0..500 {
+        drop(std::os::unix::net::UnixStream::connect(server.socket()).unwrap());
+    }
+    assert_eq!(server.send("GET", &format!("/get_tpm_keys?{V}"), "").await.status, 200);
+}
+
+#[tokio::test]
 async fn a_pipelined_request_is_answered_in_turn() {
     let server = start();
     let mut stream = server.connect().await;

@@ -2,7 +2,7 @@
 //!
 //! Anybody may depend on this crate; it knows neither keys nor files.
 
-use aziot_http::{ApiVersion, Client, Endpoint, Retry, client::NotCallable};
+use aziot_http::{ApiVersion, Client, ClientError, Endpoint, Retry, StatusCode, client::NotCallable};
 
 pub mod config;
 pub mod derived_key;
@@ -16,4 +16,10 @@ pub const VERSIONS: &[ApiVersion] = &[ApiVersion::V2020_09_01, ApiVersion::V2021
 /// A client of the key service at `endpoint` that repeats calls as `retry` says.
 pub fn client(endpoint: &Endpoint, retry: Retry) -> Result<Client, NotCallable> {
     Client::new(endpoint, ApiVersion::V2021_05_01, retry)
+}
+
+/// Whether the service says that there is no such key, as opposed to not saying anything, or failing. It answers 400 then.
+#[must_use]
+pub fn is_absent(error: &ClientError) -> bool {
+    error.status() == Some(StatusCode::BAD_REQUEST)
 }

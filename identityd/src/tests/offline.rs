@@ -1,0 +1,121 @@
+//! The cloud out of reach: what is known goes on being answered, and nothing is given up.
+
+use super::world::{World, eventually};
+
+const CREATE_M1: &str = r#"{"type":"aziot","moduleId":"m1"}"#;
+
+#[tokio::test]
+async fn a_restart_without_network_answers_from_the_state_and_catches_up_later() {
+    let world = World::new().await;
+    let config = world.dps("dev-1", &world.daemon());
+    let service = world.start(&config).await;
+    let made = service.json("POST", "/identities/modules", CREATE_M1).await;
+    drop(service);
+
+    world.network.cut();
+    let added = "[[principal]]\nuid = 1000001\nname = 'added'\nidtype = ['module']\n";
+    let service = world.start(&format!("{config}{added}")).await;
+    let device = service.json("GET", "/identities/identity", "").await;
+    assert_eq!(device["spec"]["deviceId"], "dev-1");
+    let read = service.json("GET", "/identities/modules/m1?type=aziot", "").await;
+    assert_eq!(read["spec"]["genId"], made["spec"]["genId"]);
+    assert_eq!(read["spec"]["auth"]["type"], "sas");
+    let list = service.json("GET", "/identities/modules?type=aziot", "").await;
+    assert_eq!(list["identities"].as_array().unwrap().len(), 3);
+    let (status, message) = service.error("POST", "/identities/modules", CREATE_M1).await;
+    assert_eq!((status, message.as_str()), (404, "Hub client error\ncaused by: could not connect to localhost"));
+    let (status, message) = service.error("GET", "/identities/modules/other?type=aziot", "").await;
+    assert_eq!((status, message.as_str()), (404, "Hub client error\ncaused by: module other not found"));
+
+    world.network.mend();
+    eventually("the added module is made", async || service.identities.own(1_000_001).await.is_ok()).await;
+}
+
+#[tokio::test]
+async fn a_failed_reprovisioning_keeps_the_device() {
+    let world = World::new().await;
+    let service = world.start(&world.dps("dev-1", &world.daemon())).await;
+    service.json("POST", "/identities/modules", CREATE_M1).await;
+    world.network.cut();
+    let (status, message) = service.error("POST", "/identities/device/reprovision", "").await;
+    assert_eq!((status, message.as_str()), (404, "DPS client error\ncaused by: could not connect to localhost"));
+    service.json("GET", "/identities/identity", "").await;
+    service.json("GET", "/identities/modules/m1?type=aziot", "").await;
+    assert!(world.home().join("device_info").exists());
+    world.network.mend();
+    assert_eq!(service.send("POST", "/identities/device/reprovision", "").await.status, 204);
+}
+
+#[tokio::test]
+async fn a_first_start_without_network_says_so_and_goes_on_trying() {
+    let world = World::new().await;
+    world.network.cut();
+    let service = world.start(&world.dps("dev-1", &world.daemon())).await;
+    let (status, message) = service.error("GET", "/identities/identity", "").await;
+    assert_eq!((status, message.as_str()), (400, "device identity not found"));
+    assert_eq!(service.json("GET", "/identities/provisioning", "").await["source"], "dps");
+    world.network.mend();
+    eventually("the device is there", async || service.send("GET", "/identities/identity", "").await.status == 200)
+        .await;
+}
+
+#[tokio::test]
+async fn a_module_deleted_in_the_cloud_does_not_live_on_in_the_state() {
+    let world = World::new().await;
+    let config = world.dps("dev-1", &world.daemon());
+    let service = world.start(&config).await;
+    service.json("POST", "/identities/modules", CREATE_M1).await;
+    // The same device elsewhere, as an operator's tool would be.
+    let elsewhere = world.start(&config.replace("/identityd'", "/elsewhere'")).await;
+    assert_eq!(elsewhere.send("DELETE", "/identities/modules/m1?type=aziot", "").await.status, 204);
+    let gone = (404, "Hub client error\ncaused by: module m1 not found".to_owned());
+    assert_eq!(service.error("GET", "/identities/modules/m1?type=aziot", "").await, gone);
+    world.network.cut();
+    assert_eq!(service.error("GET", "/identities/modules/m1?type=aziot", "").await, gone);
+}
+
+#[tokio::test]
+async fn the_copies_come_first_where_they_are_preferred() {
+    let world = World::new().await;
+    let config = format!("prefer_module_identity_cache = true\n{}", world.dps("dev-1", &world.daemon()));
+    let service = world.start(&config).await;
+    service.json("POST", "/identities/modules", CREATE_M1).await;
+    let reads = world.network.count("GET", "/modules");
+    service.json("GET", "/identities/modules/m1?type=aziot", "").await;
+    service.json("GET", "/identities/modules?type=aziot", "").await;
+    assert_eq!(world.network.count("GET", "/modules"), reads, "the hub was not asked");
+}
+
+#[tokio::test]
+async fn a_failing_hub_is_not_a_reason_to_register_anew() {
+    let world = World::new().await;
+    let config = world.dps("dev-1", &world.daemon());
+    let service = world.start(&config).await;
+    service.json("POST", "/identities/modules", CREATE_M1).await;
+    drop(service);
+    let registrations = world.network.count("PUT", "/register");
+    for fault in [
+        r#"{"kind":"status","status":503,"matching":"/devices/"}"#,
+        r#"{"kind":"status","status":429,"matching":"/devices/"}"#,
+        r#"{"kind":"reset","matching":"/devices/"}"#,
+    ] {
+        world.control("PUT", "/fault", fault).await;
+        let service = world.start(&config).await;
+        service.json("GET", "/identities/modules/m1?type=aziot", "").await;
+        assert_eq!(world.network.count("PUT", "/register"), registrations, "{fault}");
+    }
+}
+
+#[tokio::test]
+async fn a_cloud_with_somebody_elses_certificate_gets_nothing() {
+    let world = World::new().await;
+    for certificate in ["other-ca", "wrong-name", "expired"] {
+        world.control("PUT", "/fault", &format!(r#"{{"certificate":"{certificate}"}}"#)).await;
+        let service = world.start(&world.dps("dev-1", &world.daemon())).await;
+        let (status, message) = service.error("POST", "/identities/device/reprovision", "").await;
+        let expected = format!("DPS client error\ncaused by: the certificate of {} is not trusted", world.hub());
+        assert_eq!((status, message), (404, expected), "{certificate}");
+        assert_eq!(service.error("GET", "/identities/identity", "").await.0, 400);
+    }
+    assert_eq!(world.control("GET", "/journal", "").await.as_array().unwrap().len(), 0, "no request got through");
+}
