@@ -110,18 +110,13 @@ fn cloud_timeout(seconds: Option<u32>, findings: &mut Findings) -> CloudTimeout 
 /// Zero would shut everybody out and is refused by the services themselves, so it is not passed on.
 fn limit(findings: &mut Findings, service: &str, limit: Option<u64>) -> MaxRequests {
     let Some(limit) = limit else { return MaxRequests::default() };
-    match u16::try_from(limit).map(std::num::NonZeroU16::new) {
-        Ok(Some(limit)) => MaxRequests(limit),
-        Ok(None) => {
-            let message = "no request at all would be let in; the default of 10 is used instead";
-            findings.warn(&["aziot_max_requests", service], message);
-            MaxRequests::default()
-        }
-        Err(_) => {
-            findings.warn(&["aziot_max_requests", service], "the largest limit is 65535; that is used instead");
-            MaxRequests(std::num::NonZeroU16::MAX)
-        }
-    }
+    // More than that is as good as none.
+    let limit = u32::try_from(limit).unwrap_or(u32::MAX);
+    MaxRequests::try_from(limit).unwrap_or_else(|_| {
+        let message = "no request at all would be let in; the default of 10 is used instead";
+        findings.warn(&["aziot_max_requests", service], message);
+        MaxRequests::default()
+    })
 }
 
 fn endpoints(endpoints: Endpoints, findings: &mut Findings) -> settings::Endpoints {

@@ -6,6 +6,7 @@ use std::{env, ffi::OsString, path::Path, pin::pin, process::ExitCode};
 use anyhow::{Context as _, anyhow};
 use aziot_config::Sources;
 use aziot_http::{Activation, DaemonError, Shutdown, daemon};
+use rustix::process::{Resource, Rlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 fn main() -> ExitCode {
@@ -25,8 +26,9 @@ fn start() -> anyhow::Result<()> {
     let activation = Activation::from_environment().context("could not use the handed-over sockets")?;
     let service = Service::from_process_name(env::args_os().next()).context("could not read argv[0]")?;
     // Key material does not end in a core file.
-    let no_core = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
-    rustix::process::setrlimit(rustix::process::Resource::Core, no_core).context("could not turn core dumps off")?;
+    let no_core = Rlimit { current: Some(0), maximum: Some(0) };
+    rustix::process::setrlimit(Resource::Core, no_core).context("could not turn core dumps off")?;
+    raise_file_limit();
     tracing::info!("Starting service...");
     tracing::info!("Version - {}", env!("CARGO_PKG_VERSION"));
     let runtime =
@@ -35,6 +37,15 @@ fn start() -> anyhow::Result<()> {
     // A blocking task that outlived the drain, such as a key generation, is not waited for.
     runtime.shutdown_background();
     result
+}
+
+/// Makes room for the connections of many users. The soft limit is low for the sake of programs that use `select`.
+fn raise_file_limit() {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = rustix::process::setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "could not raise the limit of open files");
+    }
 }
 
 /// Runs the service until it fails or is told to stop. A second signal does not wait for requests under way.

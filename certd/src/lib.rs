@@ -30,7 +30,8 @@ const KEY_SERVICE: Retry = Retry { retries: 1, attempt: Duration::from_secs(12),
 ///
 /// Nothing is asked of the key service before a caller wants something issued, so the two may start in any order.
 pub async fn run(sources: Sources, activation: Activation, shutdown: Shutdown) -> Result<(), DaemonError> {
-    let (config, live) = Live::<Config>::start(sources).map_err(DaemonError::settings)?;
+    let (config, live) =
+        Live::<Config>::start(sources).map_err(|error| DaemonError::config(error.problem().is_some(), error))?;
     let listener = Listener::open(&config.endpoints.aziot_certd, activation).map_err(DaemonError::service)?;
     let keyd = aziot_keyd_api::client(&config.endpoints.aziot_keyd, KEY_SERVICE).map_err(DaemonError::settings)?;
     let server = Server::new(listener, Limits::new(config.max_requests));

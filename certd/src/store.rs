@@ -13,7 +13,7 @@ use std::{
 
 use aziot_certd_api::config::Preloaded;
 use aziot_files::{Action, Mode, Owner};
-use aziot_log::{chain, fields};
+use aziot_log::{RequestId, chain, fields};
 use aziot_pki::certificate::{Chain, ChainError};
 
 use crate::aliases;
@@ -78,7 +78,7 @@ impl Store {
         work: impl FnOnce(&Self) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
         let store = Arc::clone(self);
-        match tokio::task::spawn_blocking(move || work(&store)).await {
+        match tokio::task::spawn_blocking(RequestId::carry(move || work(&store))).await {
             Ok(outcome) => outcome,
             Err(error) => match error.try_into_panic() {
                 // The server answers a panic, wherever it began.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use aziot_keys::Keys as Library;
+use aziot_log::RequestId;
 
 /// The service stopped before the work had begun.
 #[derive(Debug, thiserror::Error)]
@@ -19,7 +20,7 @@ pub(crate) async fn run<T: Send + 'static>(
         return Ok(work(library));
     }
     let library = Arc::clone(library);
-    match tokio::task::spawn_blocking(move || work(&library)).await {
+    match tokio::task::spawn_blocking(RequestId::carry(move || work(&library))).await {
         Ok(outcome) => Ok(outcome),
         Err(error) => match error.try_into_panic() {
             // The server answers a panic, wherever it began.

@@ -73,6 +73,9 @@ pub(crate) enum Reason {
     /// A public parameter that does not exist, or that the key does not have.
     #[error("there is no such parameter of this key")]
     NoSuchParameter,
+    /// Longer than any real one, and than what the service is willing to carry around.
+    #[error("at most {0} bytes are allowed")]
+    TooLong(usize),
     /// An id that the key library could not take as a C string.
     #[error(transparent)]
     Nul(#[from] NulError),

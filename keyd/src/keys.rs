@@ -24,6 +24,11 @@ use crate::principals::Principals;
 /// More bytes than this are signed or encrypted on another thread: they would make other callers wait.
 const SHORT: usize = 64 * 1024;
 
+/// Bytes of an id, or of a list of algorithms.
+const LONGEST_TEXT: usize = 1024;
+/// Bytes that a key may be derived with.
+const MOST_DERIVATION_DATA: usize = 16 * 1024;
+
 /// The keys of the device for many callers at once.
 pub(crate) struct Keys {
     library: Arc<Library>,
@@ -46,7 +51,7 @@ impl Keys {
     /// A handle of the symmetric key `id`, which is imported if there are bytes and otherwise made if it is missing.
     pub(crate) async fn create_key(&self, peer: Peer, id: String, bytes: Option<Secret>) -> Result<KeyHandle, Error> {
         self.authorize(peer, &id)?;
-        check_nul("id", &id)?;
+        check_text("id", &id)?;
         audit(peer, if bytes.is_some() { "import" } else { "create" }, &id);
         let (here, key_id) = (bytes.is_none() && self.library.is_ready(&id), id.clone());
         self.run(here, move |library| match bytes {
@@ -60,7 +65,7 @@ impl Keys {
     /// A handle of the symmetric key `id`, which must exist.
     pub(crate) async fn load_key(&self, peer: Peer, id: String) -> Result<KeyHandle, Error> {
         self.authorize(peer, &id)?;
-        check_nul("id", &id)?;
+        check_text("id", &id)?;
         audit(peer, "load", &id);
         let (here, key_id) = (self.library.is_ready(&id), id.clone());
         self.run(here, move |library| library.load_key(&key_id)).await?;
@@ -86,8 +91,8 @@ impl Keys {
         preferred_algorithms: Option<String>,
     ) -> Result<KeyHandle, Error> {
         self.authorize(peer, &id)?;
-        check_nul("id", &id)?;
-        check_nul("preferred_algorithms", preferred_algorithms.as_deref().unwrap_or_default())?;
+        check_text("id", &id)?;
+        check_text("preferred_algorithms", preferred_algorithms.as_deref().unwrap_or_default())?;
         audit(peer, "create", &id);
         let key_id = id.clone();
         self.run(false, move |library| library.create_key_pair(&key_id, preferred_algorithms.as_deref())).await?;
@@ -97,7 +102,7 @@ impl Keys {
     /// A handle of the key pair `id`, which must exist.
     pub(crate) async fn load_key_pair(&self, peer: Peer, id: String) -> Result<KeyHandle, Error> {
         self.authorize(peer, &id)?;
-        check_nul("id", &id)?;
+        check_text("id", &id)?;
         audit(peer, "load", &id);
         let (here, key_id) = (self.library.is_ready(&id), id.clone());
         self.run(here, move |library| library.load_key_pair(&key_id)).await?;
@@ -109,8 +114,8 @@ impl Keys {
         check_move(&from, &to)?;
         self.authorize(peer, &from)?;
         self.authorize(peer, &to)?;
-        check_nul("from", &from)?;
-        check_nul("to", &to)?;
+        check_text("from", &from)?;
+        check_text("to", &to)?;
         audit(peer, "move from", &from);
         audit(peer, "move to", &to);
         self.run(false, move |library| library.move_key_pair(&from, &to)).await
@@ -180,6 +185,10 @@ impl Keys {
         let target = self.open(peer, &base).await?;
         if matches!(target, Target::Derived { .. }) {
             return Err(Error::handle(Reason::NestedDerived));
+        }
+        // It becomes part of the handle, which must fit into later requests.
+        if data.len() > MOST_DERIVATION_DATA {
+            return Err(Error::parameter("derivation_data", Reason::TooLong(MOST_DERIVATION_DATA)));
         }
         audit(peer, "derive", target.id());
         Ok(self.handles.of_derived(base, data).await?)
@@ -314,7 +323,11 @@ fn check_move(from: &str, to: &str) -> Result<(), Error> {
     if from == to { Err(Error::MoveOntoItself) } else { Ok(()) }
 }
 
-fn check_nul(name: &'static str, text: &str) -> Result<(), Error> {
+/// Texts go to the key library as C strings, and ids into handles and logs.
+fn check_text(name: &'static str, text: &str) -> Result<(), Error> {
+    if text.len() > LONGEST_TEXT {
+        return Err(Error::parameter(name, Reason::TooLong(LONGEST_TEXT)));
+    }
     CString::new(text).map(|_| ()).map_err(|error| Error::parameter(name, error.into()))
 }
 

@@ -30,7 +30,8 @@ use crate::principals::Principals;
 ///
 /// The socket is open before the key library starts, so that early callers wait instead of being refused.
 pub async fn run(sources: Sources, activation: Activation, shutdown: Shutdown) -> Result<(), DaemonError> {
-    let (config, live) = Live::<Config>::start(sources).map_err(DaemonError::settings)?;
+    let (config, live) =
+        Live::<Config>::start(sources).map_err(|error| DaemonError::config(error.problem().is_some(), error))?;
     let listener = Listener::open(&config.endpoints.aziot_keyd, activation).map_err(DaemonError::service)?;
     let keys = Arc::new(keys(&config)?);
     let server = Server::new(listener, Limits::new(config.max_requests));

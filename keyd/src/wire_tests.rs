@@ -399,6 +399,8 @@ async fn the_table_of_ids_in_paths() {
     for (path, status) in [
         ("/key/a%2Fb%20c%25%3F%C3%A9", 200),
         ("/key/a%41", 400),
+        ("/key/a%2541", 200),
+        ("/key/per%25cent", 200),
         ("/key/per%cent", 404),
         ("/key/plus+x", 200),
         ("/k%65y/plus+x", 404),
@@ -406,6 +408,23 @@ async fn the_table_of_ids_in_paths() {
         ("/key/", 404),
     ] {
         assert_eq!(daemon.get(path).await.0, status, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn texts_without_measure_are_refused() {
+    let daemon = Daemon::start();
+    let base = daemon.key("base").await;
+    let long = "x".repeat(10_000);
+    for (path, body) in [
+        ("/key", json!({"keyId": long, "usage": "sign"})),
+        ("/keypair", json!({"keyId": long})),
+        ("/keypair", json!({"keyId": "k", "preferredAlgorithms": long})),
+        ("/derivedkey", json!({"baseKeyHandle": base, "derivationData": b64("x".repeat(20_000))})),
+    ] {
+        let (status, answer) = daemon.call("POST", path, &body).await;
+        assert_eq!(status, 400, "{path}");
+        assert!(answer.ends_with(" bytes are allowed\"}") && answer.len() < 200, "{answer}");
     }
 }
 

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use aziot_log::chain;
 use notify::Event;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
@@ -55,13 +56,16 @@ struct Patience {
     most: Duration,
 }
 
+const AFTER_A_CHANGE: &str = "send SIGHUP after a change";
+
 const PATIENCE: Patience = Patience { quiet: Duration::from_secs(1), most: Duration::from_secs(10) };
 
 /// A watch on the config files of one service.
 pub struct Watch {
     sources: Sources,
     patience: Patience,
-    folders: Folders,
+    /// None where the system gives no watch; SIGHUP is listened for all the same.
+    folders: Option<Folders>,
     /// Holds one wake-up however many events there are.
     events: Arc<Notify>,
     hangup: Signal,
@@ -86,12 +90,13 @@ impl Watch {
         let sources = Sources { main: absolute(&sources.main), directory: absolute(&sources.directory) };
         let events = Arc::new(Notify::new());
         let (waker, watched) = (Arc::clone(&events), sources.clone());
-        let mut folders = Folders::new(&sources, move |event| {
+        let folders = Folders::new(&sources, move |event| {
             if is_relevant(&watched, &event) {
                 waker.notify_one();
             }
-        })?;
-        folders.follow()?;
+        });
+        let followed = folders.and_then(|mut folders| folders.follow().map(|()| folders));
+        let folders = followed.inspect_err(|error| tracing::warn!("{}; {AFTER_A_CHANGE}", chain(error))).ok();
         let seen = Fingerprint::of(&sources);
         Ok(Watch { sources, patience, folders, events, hangup, burst: None, seen })
     }
@@ -120,9 +125,8 @@ impl Watch {
     async fn take_notice(&mut self) -> bool {
         // Before the look: what happens in a folder that is watched only now is seen by the look, what comes after by
         // the watch.
-        if let Err(error) = self.folders.follow() {
-            let reason = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
-            tracing::warn!("{error}: {reason}; send SIGHUP after a change");
+        if let Some(Err(error)) = self.folders.as_mut().map(Folders::follow) {
+            tracing::warn!("{}; {AFTER_A_CHANGE}", chain(&error));
         }
         let sources = self.sources.clone();
         let now = tokio::task::spawn_blocking(move || Fingerprint::of(&sources)).await;
@@ -196,6 +200,15 @@ mod tests {
     use super::*;
 
     const SHORT: Patience = Patience { quiet: Duration::from_millis(20), most: Duration::from_millis(200) };
+
+    #[tokio::test]
+    async fn a_hangup_counts_where_the_system_gives_no_watch() {
+        let (_folder, sources) = folder_and_sources();
+        let mut watch = Watch::with_patience(&sources, SHORT).unwrap();
+        watch.folders = None;
+        rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::HUP).unwrap();
+        assert_eq!(watch.changed().await, Change::Requested);
+    }
 
     fn folder_and_sources() -> (TempDir, Sources) {
         let folder = tempfile::tempdir().unwrap();

@@ -15,7 +15,9 @@ use hyper_util::{
 use hyperlocal::UnixConnector;
 use serde_json::Value;
 
-use crate::{ApiVersion, Call, Endpoint, Retry, error::ErrorBody, parameters, request_id};
+use aziot_log::{RequestId, fields};
+
+use crate::{ApiVersion, Call, Endpoint, REQUEST_ID_HEADER, Retry, error::ErrorBody, parameters};
 
 /// Bytes of an answer; none of ours comes near it.
 const ANSWER_LIMIT: usize = 16 * 1024 * 1024;
@@ -146,8 +148,11 @@ impl Client {
             let pause = repeatable.then(|| self.retry.pause(done, begun.elapsed(), asked)).flatten();
             let Some(pause) = pause else { return Err(error) };
             tracing::warn!(
-                socket = %self.socket.display(), attempt = done, pause_ms = u64::try_from(pause.as_millis()).unwrap_or(0),
-                "call failed, will be repeated: {error}"
+                { fields::URL } = %self.socket.display(),
+                { fields::ATTEMPT } = done,
+                { fields::DELAY_MILLISECONDS } = u64::try_from(pause.as_millis()).unwrap_or(0),
+                { fields::ERROR } = %aziot_log::chain(&error),
+                "call failed, will be repeated"
             );
             tokio::time::sleep(pause).await;
         }
@@ -212,10 +217,10 @@ impl Prepared {
         if self.body.is_some() {
             request = request.header(header::CONTENT_TYPE, "application/json");
         }
-        if let Some(id) = request_id::RequestId::current()
+        if let Some(id) = RequestId::current()
             && let Ok(value) = HeaderValue::from_str(id.as_str())
         {
-            request = request.header(request_id::HEADER, value);
+            request = request.header(REQUEST_ID_HEADER, value);
         }
         request.body(Full::new(self.body.clone().unwrap_or_default()))
     }

@@ -27,6 +27,11 @@ impl DaemonError {
         Self::Service(error.into())
     }
 
+    /// Wraps an error of reading the config: one that a person must mend, or one of the system that may pass.
+    pub fn config(is_mistake: bool, error: impl Into<BoxError>) -> Self {
+        if is_mistake { Self::settings(error) } else { Self::service(error) }
+    }
+
     /// The exit code: 153 keeps the service manager from starting the daemon again (`RestartPreventExitStatus`).
     #[must_use]
     pub const fn exit_code(&self) -> u8 {

@@ -14,7 +14,6 @@ pub mod glob;
 pub mod listener;
 mod parameters;
 pub mod peer;
-pub mod request_id;
 pub mod retry;
 pub mod server;
 pub mod service;
@@ -39,3 +38,6 @@ pub use service::Service;
 pub use tokio_util::sync::CancellationToken as Shutdown;
 pub use version::ApiVersion;
 pub use wire::{Base64, SecretBytes};
+
+/// The header that carries a request's id from daemon to daemon; see [`aziot_log::RequestId`].
+pub const REQUEST_ID_HEADER: &str = "x-request-id";

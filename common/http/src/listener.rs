@@ -7,13 +7,16 @@ use std::{
         fd::OwnedFd,
         unix::{
             fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
-            net::{UnixListener, UnixStream},
+            net::UnixListener,
         },
     },
     path::{Path, PathBuf},
 };
 
-use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
+use rustix::{
+    io::Errno,
+    net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt},
+};
 
 use crate::Endpoint;
 
@@ -41,6 +44,14 @@ pub enum ListenerError {
     /// Something stands at the socket's path that must not be removed.
     #[error("{} is in the way: it is neither a socket nor an empty directory", .0.display())]
     InTheWay(PathBuf),
+    /// Nobody can tell whether the socket is in use; it is left alone.
+    #[error("could not tell whether {} is in use", path.display())]
+    Unclear {
+        /// Path of the socket.
+        path: PathBuf,
+        /// What connecting to it said.
+        source: io::Error,
+    },
     /// Another process serves this socket.
     #[error("another process is listening on {}", .0.display())]
     InUse(PathBuf),
@@ -62,7 +73,8 @@ pub struct Activation {
 }
 
 impl Activation {
-    /// Reads and removes `LISTEN_PID`, `LISTEN_FDS` and `LISTEN_FDNAMES`. Call it first in `main`, before any thread starts.
+    /// Reads `LISTEN_PID`, `LISTEN_FDS` and `LISTEN_FDNAMES`. Call it first in `main`, before any thread starts: what was
+    /// meant for this process is removed, so that no child takes it for its own.
     pub fn from_environment() -> Result<Self, ListenerError> {
         let own = number("LISTEN_PID")?.is_some_and(|pid| pid == u64::from(std::process::id()));
         let count = number("LISTEN_FDS")?.unwrap_or(0);
@@ -142,16 +154,26 @@ fn clear(path: &Path) -> Result<(), ListenerError> {
     let Ok(metadata) = fs::symlink_metadata(path) else { return Ok(()) };
     let kind = metadata.file_type();
     let removed = if kind.is_socket() {
-        if UnixStream::connect(path).is_ok() {
-            return Err(ListenerError::InUse(path.to_owned()));
+        match try_connect(path) {
+            // Nobody listens.
+            Err(Errno::CONNREFUSED) => fs::remove_file(path),
+            // Somebody listens, if with a full backlog.
+            Ok(()) | Err(Errno::AGAIN) => return Err(ListenerError::InUse(path.to_owned())),
+            Err(error) => return Err(ListenerError::Unclear { path: path.to_owned(), source: error.into() }),
         }
-        fs::remove_file(path)
     } else if kind.is_dir() {
         fs::remove_dir(path)
     } else {
         return Err(ListenerError::InTheWay(path.to_owned()));
     };
     removed.map_err(|_| ListenerError::InTheWay(path.to_owned()))
+}
+
+/// Connects without waiting for a place in a backlog.
+fn try_connect(path: &Path) -> Result<(), Errno> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    net::connect(&socket, &SocketAddrUnix::new(path)?)
 }
 
 impl Drop for Listener {
@@ -178,6 +200,18 @@ mod tests {
         assert!(matches!(Listener::bind(&path), Err(ListenerError::InUse(_))));
         drop(listener);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_socket_with_a_full_backlog_is_in_use() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("busy.sock");
+        let socket = net::socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
+        net::bind(&socket, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+        net::listen(&socket, 0).unwrap();
+        let _waiting = std::os::unix::net::UnixStream::connect(&path).unwrap();
+        assert!(matches!(Listener::bind(&path), Err(ListenerError::InUse(_))));
+        assert!(path.exists());
     }
 
     #[test]

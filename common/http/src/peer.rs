@@ -12,11 +12,3 @@ pub struct Peer {
     /// Process id; 0 where the kernel does not say.
     pub pid: i32,
 }
-
-impl Peer {
-    /// Whether the caller is the superuser.
-    #[must_use]
-    pub const fn is_root(self) -> bool {
-        self.uid == 0
-    }
-}

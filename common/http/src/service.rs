@@ -10,7 +10,6 @@ use axum::{
 };
 use http::{HeaderValue, Method, StatusCode, header};
 use hyper::body::Bytes;
-use percent_encoding::percent_decode_str;
 use serde::de::IgnoredAny;
 use tower::ServiceExt as _;
 
@@ -146,11 +145,8 @@ async fn dispatch(
         return Err(Failure::not_found());
     }
     let path = request.extract_parts::<RawPathParams>().await.map_err(|_| Failure::not_found())?;
-    let mut decoded = Vec::new();
-    for (_, value) in &path {
-        let value = percent_decode_str(value).decode_utf8().map_err(|_| Failure::not_found())?;
-        decoded.push(value.into_owned());
-    }
+    // axum has decoded each segment once; one that is not UTF-8 was refused above.
+    let decoded: Vec<String> = path.iter().map(|(_, value)| value.to_owned()).collect();
     let (head, body) = request.into_parts();
     let allowed = || allowed(&mounted, query.version);
     if ![Method::GET, Method::POST, Method::PUT, Method::DELETE].contains(&head.method) {

@@ -7,7 +7,7 @@ use std::{
     collections::HashMap,
     io,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -16,7 +16,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::UnixStream,
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::timeout,
+    time::{Sleep, sleep, timeout},
 };
 
 /// Slots of all users. A user's counter lives as long as one of its connections.
@@ -34,6 +34,7 @@ pub(crate) struct User {
 
 impl Throttle {
     pub(crate) fn new(requests: usize, connections: usize) -> Self {
+        let requests = requests.min(Semaphore::MAX_PERMITS);
         Self { requests, connections, users: Mutex::default() }
     }
 
@@ -60,41 +61,56 @@ impl User {
 }
 
 /// The slot of the request that a connection is working on: shared by the [`Gate`], which takes it, the service, which
-/// empties it when the answer is ready, and the task of the call, which may outlive the connection.
+/// empties it with its answer, and the task of the call, which may outlive the connection.
 #[derive(Clone)]
 pub(crate) struct Slot {
     user: Arc<User>,
     wait: Duration,
-    permit: Arc<Mutex<Option<Permit>>>,
+    place: Arc<Mutex<Place>>,
 }
 
 pub(crate) type Permit = Arc<OwnedSemaphorePermit>;
 
+/// What the slot is taken for.
+#[derive(Clone, Default)]
+enum Place {
+    #[default]
+    Empty,
+    /// A head that is being read.
+    Reading(Permit),
+    /// A request that is being worked on.
+    Working(Permit),
+    /// An answer that is being written: it takes memory until its reader has taken it.
+    Answered(Permit),
+}
+
 impl Slot {
     pub(crate) fn new(user: Arc<User>, wait: Duration) -> Self {
-        Self { user, wait, permit: Arc::default() }
+        Self { user, wait, place: Arc::default() }
     }
 
-    /// The permit of the request just read. A pipelined request passed the gate in its predecessor's buffer, and takes its own.
+    /// The permit of the request just read. A pipelined request passed the gate in its predecessor's buffer: it goes on with
+    /// that one's permit, or takes its own.
     pub(crate) async fn hold(&self) -> Option<Permit> {
-        if let Some(permit) = self.current() {
-            return Some(permit);
-        }
-        let permit = Arc::new(acquire(Arc::clone(&self.user.requests), self.wait).await?);
-        self.put(Some(Arc::clone(&permit)));
+        let held = match &*self.place() {
+            Place::Reading(permit) | Place::Working(permit) | Place::Answered(permit) => Some(Arc::clone(permit)),
+            Place::Empty => None,
+        };
+        let permit = match held {
+            Some(permit) => permit,
+            None => Arc::new(acquire(Arc::clone(&self.user.requests), self.wait).await?),
+        };
+        *self.place() = Place::Working(Arc::clone(&permit));
         Some(permit)
     }
 
-    pub(crate) fn clear(&self) {
-        self.put(None);
+    /// The answer is ready; the slot is empty once it is written.
+    pub(crate) fn answered(&self, permit: Permit) {
+        *self.place() = Place::Answered(permit);
     }
 
-    fn current(&self) -> Option<Permit> {
-        self.permit.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn put(&self, permit: Option<Permit>) {
-        *self.permit.lock().unwrap_or_else(PoisonError::into_inner) = permit;
+    fn place(&self) -> MutexGuard<'_, Place> {
+        self.place.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -102,18 +118,36 @@ async fn acquire(slots: Arc<Semaphore>, wait: Duration) -> Option<OwnedSemaphore
     timeout(wait, slots.acquire_owned()).await.ok()?.ok()
 }
 
-/// A connection that reads nothing until its user has a slot.
+/// How long a head may take before its slot goes to others; the connection itself may take longer, and then asks for a slot again.
+const HEAD_PATIENCE: Duration = Duration::from_secs(2);
+
+/// A connection that reads nothing until its user has a slot, and does not wait for ever for a peer that takes no answer.
 pub(crate) struct Gate {
     stream: UnixStream,
     slot: Slot,
     waiting: Option<Waiting>,
+    head_due: Option<Pin<Box<Sleep>>>,
+    write_limit: Duration,
+    write_due: Option<Pin<Box<Sleep>>>,
 }
 
 type Waiting = Pin<Box<dyn Future<Output = Option<OwnedSemaphorePermit>> + Send>>;
 
 impl Gate {
-    pub(crate) fn new(stream: UnixStream, slot: Slot) -> Self {
-        Self { stream, slot, waiting: None }
+    pub(crate) fn new(stream: UnixStream, slot: Slot, write_limit: Duration) -> Self {
+        Self { stream, slot, waiting: None, head_due: None, write_limit, write_due: None }
+    }
+
+    /// Bounds the time in which nothing at all can be written.
+    fn limit_write<T>(&mut self, context: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.write_due = None;
+            return written;
+        }
+        let limit = self.write_limit;
+        let due = self.write_due.get_or_insert_with(|| Box::pin(sleep(limit)));
+        ready!(due.as_mut().poll(context));
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer does not read its answer")))
     }
 }
 
@@ -123,36 +157,46 @@ impl AsyncRead for Gate {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let taken_now = self.slot.current().is_none();
-        if taken_now {
-            if self.waiting.is_none() {
-                ready!(self.stream.poll_read_ready(context))?;
-            }
-            let slot = self.slot.clone();
-            let waiting =
-                self.waiting.get_or_insert_with(|| Box::pin(acquire(Arc::clone(&slot.user.requests), slot.wait)));
-            let permit = ready!(waiting.as_mut().poll(context));
-            self.waiting = None;
-            match permit {
-                Some(permit) => self.slot.put(Some(Arc::new(permit))),
-                None => {
-                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::QuotaExceeded, "over the request limit")));
+        loop {
+            let taken_now = matches!(*self.slot.place(), Place::Empty);
+            if taken_now {
+                if self.waiting.is_none() {
+                    ready!(self.stream.poll_read_ready(context))?;
                 }
+                let slot = self.slot.clone();
+                let waiting =
+                    self.waiting.get_or_insert_with(|| Box::pin(acquire(Arc::clone(&slot.user.requests), slot.wait)));
+                let permit = ready!(waiting.as_mut().poll(context));
+                self.waiting = None;
+                let Some(permit) = permit else {
+                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::QuotaExceeded, "over the request limit")));
+                };
+                *self.slot.place() = Place::Reading(Arc::new(permit));
+                self.head_due = Some(Box::pin(sleep(HEAD_PATIENCE)));
             }
+            let before = buffer.filled().len();
+            let result = Pin::new(&mut self.stream).poll_read(context, buffer);
+            // Readiness may be stale, and an end of file is no request.
+            if taken_now && (result.is_pending() || buffer.filled().len() == before) {
+                *self.slot.place() = Place::Empty;
+            }
+            let reading = matches!(*self.slot.place(), Place::Reading(_));
+            if result.is_ready() || !reading {
+                return result;
+            }
+            // Part of a head is here and the rest is not.
+            if let Some(due) = &mut self.head_due {
+                ready!(due.as_mut().poll(context));
+            }
+            *self.slot.place() = Place::Empty;
         }
-        let before = buffer.filled().len();
-        let result = Pin::new(&mut self.stream).poll_read(context, buffer);
-        // Readiness may be stale, and an end of file is no request.
-        if taken_now && (result.is_pending() || buffer.filled().len() == before) {
-            self.slot.clear();
-        }
-        result
     }
 }
 
 impl AsyncWrite for Gate {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.limit_write(context, written)
     }
 
     fn poll_write_vectored(
@@ -160,7 +204,8 @@ impl AsyncWrite for Gate {
         context: &mut Context<'_>,
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, bytes)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(context, bytes);
+        self.limit_write(context, written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -168,10 +213,18 @@ impl AsyncWrite for Gate {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
+        ready!(Pin::new(&mut self.stream).poll_flush(context))?;
+        // hyper flushes when all of the answer is written.
+        let mut place = self.slot.place();
+        if matches!(*place, Place::Answered(_)) {
+            *place = Place::Empty;
+        }
+        Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+    /// Leaves the stream as it is, to be closed as a whole when it is dropped: half a close would show an end of file to a
+    /// client whose request was refused unread, where a reset must be. What was written is read first either way.
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
     }
 }

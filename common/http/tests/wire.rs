@@ -122,7 +122,7 @@ async fn sign(things: Arc<Things>, _: Peer, call: Sign) -> Result<Digest, Error>
 }
 
 async fn remove(_: Arc<Things>, _: Peer, call: Remove) -> Result<(), Error> {
-    if call.id == "none" { Err(Error::NoThing(call.id)) } else { Ok(()) }
+    if call.id.starts_with("none") { Err(Error::NoThing(call.id)) } else { Ok(()) }
 }
 
 async fn newer(_: Arc<Things>, _: Peer, call: Newer) -> Result<Option<String>, Error> {
@@ -186,6 +186,8 @@ async fn routes_match_the_raw_path_and_know_when_they_came() {
     let reply = server.send("GET", "/newer?api-version=2021-12-01&type=first&type=second", "").await;
     assert_eq!((reply.status, reply.body.as_str()), (200, r#""first""#));
     assert_eq!(server.send("DELETE", &format!("/things/a%2Fb?{V}"), "").await.status, 204);
+    let reply = server.send("DELETE", &format!("/things/none%2541%2F?{V}"), "").await;
+    assert_eq!(message(&reply), (400, "there is no thing none%41/".to_owned()), "decoded once");
     let reply = server.send_raw(&format!("GET http://any.host/get_tpm_keys?{V} HTTP/1.1\r\n\r\n")).await;
     assert_eq!(reply.status, 200, "an absolute-form target");
 }
@@ -368,6 +370,67 @@ async fn idle_connections_hold_no_slot_and_busy_ones_do() {
         assert_eq!(timeout(PATIENCE, read_reply(stream, false)).await.unwrap().unwrap().status, 200);
     }
     assert_eq!(server.send("GET", &format!("/get_tpm_keys?{V}"), "").await.status, 200);
+}
+
+/// Clients in the field spin for ever on an end of file after a request, so every refusal must be a reset.
+#[tokio::test]
+async fn refused_requests_never_see_an_end_of_file() {
+    use std::io::{Read as _, Write as _};
+    let things = things();
+    let wait_for_slot = Duration::from_millis(50);
+    let limits = Limits { requests_per_user: 1, wait_for_slot, ..Limits::new(MaxRequests::default()) };
+    let server = start_with(&things, limits);
+    let request =
+        format!("POST /sign_with_auth_key?{V} HTTP/1.1\r\ncontent-length: 19\r\n\r\n{{\"data\":\"d2FpdA==\"}}");
+    let mut busy = server.connect().await;
+    busy.write_all(request.as_bytes()).await.unwrap();
+    things.entered.acquire().await.unwrap().forget();
+    let refused: Vec<_> = (0..60)
+        .map(|_| {
+            let (socket, request) = (server.socket(), request.clone());
+            std::thread::spawn(move || {
+                let mut stream = std::os::unix::net::UnixStream::connect(socket).unwrap();
+                stream.set_read_timeout(Some(PATIENCE)).unwrap();
+                // A reset may come before the request is sent.
+                let _ = stream.write_all(request.as_bytes());
+                stream.read(&mut [0; 1]).map_err(|error| error.kind())
+            })
+        })
+        .collect();
+    for client in refused {
+        let ended = tokio::task::spawn_blocking(|| client.join().unwrap()).await.unwrap();
+        assert_eq!(ended, Err(std::io::ErrorKind::ConnectionReset));
+    }
+    things.go.notify_waiters();
+    assert_eq!(timeout(PATIENCE, read_reply(&mut busy, false)).await.unwrap().unwrap().status, 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn half_a_head_keeps_its_slot_for_a_moment_only() {
+    let limits = Limits { requests_per_user: 1, ..Limits::new(MaxRequests::default()) };
+    let server = start_with(&things(), limits);
+    let mut half = server.connect().await;
+    half.write_all(b"\r\nG").await.unwrap();
+    assert_eq!(server.send("GET", &format!("/get_tpm_keys?{V}"), "").await.status, 200);
+    half.write_all(format!("ET /get_tpm_keys?{V} HTTP/1.1\r\n\r\n").as_bytes()).await.unwrap();
+    assert_eq!(timeout(PATIENCE, read_reply(&mut half, false)).await.unwrap().unwrap().status, 200);
+}
+
+#[tokio::test]
+async fn an_answer_that_nobody_reads_keeps_its_slot_and_is_given_up() {
+    let write = Duration::from_millis(300);
+    let limits = Limits { requests_per_user: 1, write, ..Limits::new(MaxRequests::default()) };
+    let server = start_with(&things(), limits);
+    let body = format!("{{\"data\":\"{}\"}}", "QUFB".repeat(250_000));
+    let request = format!("POST /sign_with_auth_key?{V} HTTP/1.1\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    let mut deaf = server.connect().await;
+    deaf.write_all(request.as_bytes()).await.unwrap();
+    let begun = std::time::Instant::now();
+    assert_eq!(server.send("GET", &format!("/get_tpm_keys?{V}"), "").await.status, 200);
+    assert!(begun.elapsed() >= write / 2, "the slot was not held");
+    let mut rest = Vec::new();
+    let ended = timeout(PATIENCE, deaf.read_to_end(&mut rest)).await.expect("given up");
+    assert!(ended.is_err() || rest.len() < body.len(), "the whole answer came");
 }
 
 #[tokio::test]

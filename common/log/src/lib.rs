@@ -15,9 +15,11 @@ mod filter;
 mod journal;
 mod line;
 mod panics;
+mod request_id;
 mod text;
 
 pub use chain::{Chain, chain, log_chain};
+pub use request_id::RequestId;
 
 use std::io::Write;
 

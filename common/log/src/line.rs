@@ -98,6 +98,18 @@ mod tests {
     }
 
     #[test]
+    fn a_long_value_is_cut_and_the_request_is_named() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let found = lines(Prefix::None, || {
+            let id = crate::RequestId::parse("r-1").unwrap();
+            runtime.block_on(id.scope(async { info!({ fields::KEY_ID } = "é".repeat(9000), "refused") }));
+            info!("outside");
+        });
+        assert_eq!(found[0], format!("[INFO] - refused key_id=\"{}… (18000 bytes)\" request_id=r-1", "é".repeat(250)));
+        assert_eq!(found[1], "[INFO] - outside");
+    }
+
+    #[test]
     fn levels_have_priority_and_name() {
         let logged = lines(Prefix::Priority, || {
             error!("e");

@@ -3,6 +3,7 @@
 //! Control characters are escaped, so that what a client sends can neither start a line of its own nor colour a
 //! terminal.
 
+use std::borrow::Cow;
 use std::fmt::{self, Write};
 
 use tracing::field::{Field, Visit};
@@ -10,6 +11,13 @@ use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Subscriber};
 use tracing_subscriber::layer::Context;
 use tracing_subscriber::registry::LookupSpan;
+
+use crate::{RequestId, fields};
+
+/// Bytes of a field's value, most of which come from callers or from the cloud.
+const LONGEST_VALUE: usize = 500;
+/// Bytes of a message.
+const LONGEST_MESSAGE: usize = 4000;
 
 /// Message and fields of what was visited.
 #[derive(Default)]
@@ -35,6 +43,11 @@ impl Text {
             if let Some(SpanText(text)) = span.extensions().get() {
                 line.push_str(&text.fields);
             }
+        }
+        if event.metadata().fields().field(fields::REQUEST_ID).is_none()
+            && let Some(id) = RequestId::current()
+        {
+            line.extend([" ", fields::REQUEST_ID, "=", id.as_str()]);
         }
         // An event without message starts with the blank before its first field.
         if line.starts_with(' ') { line.split_off(1) } else { line }
@@ -62,9 +75,10 @@ impl Text {
 
     fn push(&mut self, field: &Field, value: &str, quoting: Quoting) {
         if field.name() == "message" {
-            push_escaped(&mut self.message, value);
+            push_escaped(&mut self.message, &shortened(value, LONGEST_MESSAGE));
             return;
         }
+        let value = &*shortened(value, LONGEST_VALUE);
         self.fields.push(' ');
         self.fields.push_str(field.name());
         self.fields.push('=');
@@ -86,6 +100,15 @@ impl Text {
             push_escaped(&mut self.fields, value);
         }
     }
+}
+
+/// The start of a text that is too long for a log, with its length.
+fn shortened(text: &str, longest: usize) -> Cow<'_, str> {
+    if text.len() <= longest {
+        return Cow::Borrowed(text);
+    }
+    let start = &text[..text.floor_char_boundary(longest)];
+    Cow::Owned(format!("{start}… ({} bytes)", text.len()))
 }
 
 #[derive(Clone, Copy)]
