@@ -21,6 +21,8 @@ const NEEDS: &[Need] = &[
     Need { probe: &["pkg-config", "--exists", "openssl"], package: "libssl-dev" },
     Need { probe: &["openssl", "version"], package: "openssl" },
     Need { probe: &["curl", "--version"], package: "curl" },
+    Need { probe: &["unshare", "--version"], package: "util-linux" },
+    Need { probe: &["mount", "--version"], package: "mount" },
 ];
 
 /// Makes sure that all of it is there: installs it as root, otherwise says how.
