@@ -3,8 +3,10 @@
 //!
 //! Nothing here links against the daemons: the same tests can be run on other builds of them.
 
+pub mod calls;
 pub mod curl;
 pub mod device;
+pub mod hex;
 pub mod module;
 pub mod openssl;
 pub mod process;

@@ -72,3 +72,19 @@ pub fn verify(root: &Path, certificate: &Path) -> Result<String> {
         ["verify".as_ref(), "-CAfile".as_ref(), root.as_os_str(), certificate.as_os_str()];
     run(arguments, "")
 }
+
+/// Lower-case hex of the SHA-256 of a text.
+pub fn sha256(text: &str) -> Result<String> {
+    Ok(last_word(&run(["dgst", "-sha256"], text)?))
+}
+
+/// Lower-case hex of the HMAC-SHA256 of a text.
+pub fn hmac_sha256(key: &[u8], text: &str) -> Result<String> {
+    // Keys of test vectors are no secrets, so an argument is good enough.
+    let key = format!("hexkey:{}", crate::hex::encode(key));
+    Ok(last_word(&run(["dgst", "-sha256", "-mac", "HMAC", "-macopt", &key], text)?))
+}
+
+fn last_word(text: &str) -> String {
+    text.trim().rsplit(' ').next().unwrap_or_default().to_owned()
+}

@@ -5,9 +5,9 @@ use std::{
     io::{ErrorKind, Read as _, Seek as _, SeekFrom, Write as _},
     os::unix::{net::UnixDatagram, process::CommandExt as _},
     path::{Path, PathBuf},
-    process::{Command, ExitStatus},
+    process::{Command, ExitStatus, Stdio},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicI32, Ordering},
         mpsc::{self, Receiver, RecvTimeoutError},
     },
@@ -46,7 +46,7 @@ pub struct Process {
     name: String,
     log: PathBuf,
     shared: Arc<Shared>,
-    ended: Receiver<ExitStatus>,
+    ended: Mutex<Receiver<ExitStatus>>,
 }
 
 #[derive(Default)]
@@ -102,7 +102,7 @@ impl Process {
             .recv()
             .context("the thread of the process ended")?
             .with_context(|| format!("could not start {name}"))?;
-        let process = Self { name: name.to_owned(), log: log.to_owned(), shared, ended };
+        let process = Self { name: name.to_owned(), log: log.to_owned(), shared, ended: Mutex::new(ended) };
         process.wait_until_ready(&wait)?;
         Ok(process)
     }
@@ -113,7 +113,7 @@ impl Process {
             if wait.is_over()? {
                 return Ok(());
             }
-            if self.shared.pid.load(Ordering::SeqCst) == 0 && self.ended.try_recv().is_ok() {
+            if self.shared.pid.load(Ordering::SeqCst) == 0 && self.ended().try_recv().is_ok() {
                 bail!("{} ended before it was ready; its log says:\n{}", self.name, self.last_lines());
             }
             if Instant::now() > deadline {
@@ -152,16 +152,20 @@ impl Process {
         self.shared.stopping.store(true, Ordering::SeqCst);
         // One that has ended by itself cannot be signalled, and needs not.
         let signalled = self.signal(signal);
-        match self.ended.recv_timeout(PATIENCE) {
+        match self.ended().recv_timeout(PATIENCE) {
             Ok(status) => Ok(status),
             Err(RecvTimeoutError::Timeout) => bail!("{} did not end within {PATIENCE:?}", self.name),
             Err(RecvTimeoutError::Disconnected) => signalled.and_then(|()| bail!("{} was not running", self.name)),
         }
     }
 
+    fn ended(&self) -> MutexGuard<'_, Receiver<ExitStatus>> {
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Waits for the process to end by itself.
     pub fn wait(&self) -> Result<ExitStatus> {
-        self.ended.recv_timeout(PATIENCE).map_err(|_| anyhow!("{} did not end within {PATIENCE:?}", self.name))
+        self.ended().recv_timeout(PATIENCE).map_err(|_| anyhow!("{} did not end within {PATIENCE:?}", self.name))
     }
 
     /// Memory of the process: resident, and its proportional share where the kernel tells, in KiB.
@@ -195,7 +199,7 @@ impl Drop for Process {
     fn drop(&mut self) {
         self.shared.stopping.store(true, Ordering::SeqCst);
         if self.signal(Signal::KILL).is_ok() {
-            let _ = self.ended.recv_timeout(PATIENCE);
+            let _ = self.ended().recv_timeout(PATIENCE);
         }
     }
 }
@@ -209,6 +213,19 @@ pub fn run_to_end(command: Command, log: &Path) -> Result<ExitStatus> {
         child.kill().and_then(|()| child.wait()).with_context(|| format!("could not end {program}"))?;
     }
     ended
+}
+
+/// Puts another program before a command, such as `sh -c '...; exec "$0"'`: it gets the command's program as its next argument, and its
+/// environment; the command's own arguments are not kept.
+pub fn wrap(command: &mut Command, mut wrapper: Command) {
+    wrapper.arg(command.get_program()).stdin(Stdio::null());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => wrapper.env(name, value),
+            None => wrapper.env_remove(name),
+        };
+    }
+    *command = wrapper;
 }
 
 /// Looks again and again until there is something to see, and fails when the time is over.

@@ -94,13 +94,13 @@ fn rooms_are_entered_in_one_direction() {
     for file in dependencies().into_keys().flat_map(|folder| rust_files(&root.join(folder).join("src"))) {
         let path = file.strip_prefix(&root).unwrap_or(&file).to_string_lossy().into_owned();
         let belongs = ROOMS.iter().find(|(_, places, _)| places.iter().any(|place| path.contains(place)));
-        let Some((room, _, forbidden)) = belongs.filter(|_| !is_test(&file)) else { continue };
+        let Some((place, _, forbidden)) = belongs.filter(|_| !is_test(&file)) else { continue };
         let text = fs::read_to_string(&file).expect("a source file");
         let code = text.split("#[cfg(test)]").next().unwrap_or_default();
         let lines = code.lines().filter(|line| !line.trim_start().starts_with("//"));
         for line in lines {
             for word in forbidden.iter().filter(|word| line.contains(**word)) {
-                faults.push(format!("{path} ({room}) names {word}: {}", line.trim()));
+                faults.push(format!("{path} ({place}) names {word}: {}", line.trim()));
             }
         }
     }
