@@ -74,7 +74,14 @@ impl Process {
         let shared = Arc::new(Shared::default());
         let (state, log_path, own_name) = (Arc::clone(&shared), log.to_owned(), name.to_owned());
         thread::spawn(move || {
+            let mut last = None;
             loop {
+                // Whoever stops the process either finds the new pid or is seen here.
+                let starting = state.reaping.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some(status) = last.filter(|_| state.stopping.load(Ordering::SeqCst)) {
+                    let _ = sender.send(status);
+                    return;
+                }
                 let spawned = spawn(command(), &log_path, notify.as_deref());
                 let mut child = match spawned {
                     Ok(child) => child,
@@ -85,6 +92,7 @@ impl Process {
                     }
                 };
                 state.pid.store(i32::try_from(child.id()).unwrap_or(0), Ordering::SeqCst);
+                drop(starting);
                 let _ = started_sender.send(Ok(()));
                 let status = wait_for(&mut child, &state);
                 let stopping = state.stopping.load(Ordering::SeqCst);
@@ -95,6 +103,7 @@ impl Process {
                     return;
                 }
                 note(&log_path, &format!("{own_name} ended ({status:?}); starting it again"));
+                last = status.ok();
                 thread::sleep(Duration::from_millis(200));
             }
         });
