@@ -14,6 +14,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
 use crate::layout::{Layout, Service};
+use crate::pending::Pending;
 use crate::plan::{Plan, PlannedFile, State};
 
 /// Files or folders that could not be put in place.
@@ -53,10 +54,21 @@ fn done(in_place: &[PathBuf]) -> String {
     in_place.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
 }
 
-/// Does what `plan` says, brought up to date first. Returns what an administrator should know about it, such as permissions that had to be widened.
-pub fn apply(plan: &mut Plan, layout: &Layout) -> Result<Vec<String>, ApplyError> {
+/// A plan that has been put in place. Until this goes out of scope no other run puts another there.
+#[derive(Debug)]
+#[must_use = "the services are restarted under its lock"]
+pub struct Applied {
+    /// What an administrator should know about it, such as permissions that had to be widened.
+    pub remarks: Vec<String>,
+    /// The services that earlier runs left without their restart.
+    pub left_by_earlier_runs: Vec<Service>,
+    _lock: File,
+}
+
+/// Does what `plan` says, brought up to date first. `pending` gets the services whose files change.
+pub fn apply(plan: &mut Plan, layout: &Layout, pending: Option<&Pending>) -> Result<Applied, ApplyError> {
     make_folders(layout)?;
-    let _lock = lock(parent(&layout.on_disk(&layout.service_config(Service::Keyd))))?;
+    let lock = lock(parent(&layout.on_disk(&layout.service_config(Service::Keyd))))?;
     remove_leftovers(layout)?;
     plan.refresh();
     let changed: Vec<&PlannedFile> = plan.files.iter().filter(|file| file.state != State::Unchanged).collect();
@@ -72,6 +84,10 @@ pub fn apply(plan: &mut Plan, layout: &Layout) -> Result<Vec<String>, ApplyError
         staged.0.push(temporary);
     }
     let remarks = device_key.map_or(Ok(Vec::new()), |device_key| open_way(layout, device_key))?;
+    let left_by_earlier_runs = pending.map_or_else(Vec::new, Pending::services);
+    if let Some(pending) = pending {
+        pending.add(&plan.changed_services()).map_err(ApplyError::Prepare)?;
+    }
     let mut in_place = Vec::new();
     for (file, temporary) in changed.iter().zip(&staged.0) {
         if let Err(source) = aziot_files::rename(temporary, &file.on_disk) {
@@ -79,7 +95,7 @@ pub fn apply(plan: &mut Plan, layout: &Layout) -> Result<Vec<String>, ApplyError
         }
         in_place.push(file.on_disk.clone());
     }
-    Ok(remarks)
+    Ok(Applied { remarks, left_by_earlier_runs, _lock: lock })
 }
 
 /// Two runs at once could leave one file of each. The lock goes with the process.
@@ -211,4 +227,51 @@ fn let_through(folder: &Path, user: Owner) -> Result<Option<String>, ApplyError>
 
 fn parent(path: &Path) -> &Path {
     path.parent().expect("files of a layout lie in folders")
+}
+
+#[cfg(test)]
+mod tests {
+    use zeroize::Zeroizing;
+
+    use super::*;
+    use crate::reprovisioning::Reprovisioning;
+
+    fn plan(layout: &Layout) -> Plan {
+        let file = |service: Service| {
+            let path = layout.service_config(service);
+            let contents = Zeroizing::new(b"new".to_vec());
+            let on_disk = layout.on_disk(&path);
+            PlannedFile { service, path, on_disk, state: State::New, owner: None, contents, presentable: String::new() }
+        };
+        Plan { files: Service::ALL.map(file).into(), stale_device_key: None, reprovisioning: Reprovisioning::None }
+    }
+
+    #[test]
+    fn a_run_that_breaks_off_has_noted_every_service_that_it_would_have_changed() {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = Layout::Relocated(folder.path().join("device"));
+        let pending = Pending::at(folder.path().join("pending"));
+        let keyd = layout.service_config(Service::Keyd);
+        let in_the_way = layout.service_config(Service::Certd);
+        fs::create_dir_all(&in_the_way).unwrap();
+        let broken = apply(&mut plan(&layout), &layout, Some(&pending));
+        assert!(matches!(broken, Err(ApplyError::Partial { in_place, .. }) if in_place == [keyd]));
+        assert_eq!(pending.services(), Service::ALL);
+
+        fs::remove_dir(&in_the_way).unwrap();
+        let applied = apply(&mut plan(&layout), &layout, Some(&pending)).unwrap();
+        assert_eq!(applied.left_by_earlier_runs, Service::ALL);
+        let busy = apply(&mut plan(&layout), &layout, Some(&pending));
+        assert!(matches!(busy, Err(ApplyError::Busy(_))), "the restart is made under the lock");
+    }
+
+    #[test]
+    fn nothing_is_put_in_place_whose_restart_would_be_forgotten() {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = Layout::Relocated(folder.path().to_owned());
+        let pending = Pending::at("/nonexistent/pending");
+        let outcome = apply(&mut plan(&layout), &layout, Some(&pending));
+        assert!(matches!(outcome, Err(ApplyError::Prepare(_))));
+        assert!(!layout.service_config(Service::Keyd).exists());
+    }
 }

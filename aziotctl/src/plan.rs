@@ -11,6 +11,7 @@ use zeroize::Zeroizing;
 
 use crate::generate::Generated;
 use crate::layout::{Layout, Service};
+use crate::reprovisioning::{Reprovisioning, reprovisioning};
 use crate::users::User;
 
 /// Generated files are small; one larger than this is not one of ours.
@@ -62,8 +63,8 @@ pub struct Plan {
     pub files: Vec<PlannedFile>,
     /// A device key on disk that nothing refers to any more.
     pub stale_device_key: Option<PathBuf>,
-    /// Whether the identity service has a device record of an earlier provisioning, which it would go on with.
-    pub is_reprovisioning_needed: bool,
+    /// What the identity service makes of a device that it knows already.
+    pub reprovisioning: Reprovisioning,
 }
 
 /// A plan that cannot be made.
@@ -109,7 +110,7 @@ impl Plan {
         Ok(Self {
             files,
             stale_device_key: stale_device_key(generated, layout),
-            is_reprovisioning_needed: is_reprovisioning_needed(generated, layout),
+            reprovisioning: reprovisioning(generated, layout),
         })
     }
 
@@ -191,24 +192,6 @@ fn stale_device_key(generated: &Generated, layout: &Layout) -> Option<PathBuf> {
         .values()
         .any(|uri| url::Url::parse(uri).ok().and_then(|url| url.to_file_path().ok()).as_deref() == Some(&path));
     (generated.device_key.is_none() && !is_referred_to && on_disk.exists()).then_some(on_disk)
-}
-
-/// At its start the identity service goes on with its device record without looking whether it still fits (DPS only; manual settings count at once).
-fn is_reprovisioning_needed(generated: &Generated, layout: &Layout) -> bool {
-    #[derive(serde::Deserialize)]
-    struct Provisioned {
-        provisioning: toml::Table,
-    }
-    let Ok(new) = toml::Table::try_from(&generated.identityd) else { return false };
-    let Some(new) = new.get("provisioning").and_then(toml::Value::as_table) else { return false };
-    if new.get("source").and_then(toml::Value::as_str) != Some("dps") {
-        return false;
-    }
-    let record = layout.on_disk(&layout.home(Service::Identityd).join("device_info"));
-    let config = layout.on_disk(&layout.service_config(Service::Identityd));
-    let Ok(bytes) = aziot_files::read_limited(config, LARGEST_FILE_BYTES) else { return false };
-    let Ok(Provisioned { provisioning: old }) = toml::from_slice(&bytes) else { return false };
-    record.exists() && old != *new
 }
 
 #[cfg(test)]

@@ -30,9 +30,6 @@ pub(crate) enum Error {
     /// What stands at the path of a preloaded certificate is a folder, a pipe or the like.
     #[error("{} is no regular file", .0.display())]
     NotRegular(PathBuf),
-    /// The file in whose place no new one could be put could not be overwritten either.
-    #[error("could not overwrite {}", path.display())]
-    Overwrite { path: PathBuf, source: io::Error },
     /// A preloaded certificate that is not on this machine.
     #[error("[preloaded_certs] has {uri} for {id:?}, which is no local file (file:///path)")]
     NotLocal { id: String, uri: String },
@@ -204,7 +201,7 @@ fn write_preloaded(path: PathBuf, text: &str) -> Result<(), Error> {
     match aziot_files::write(&path, options, text) {
         Err(error) if cannot_be_replaced(&error) => {
             tracing::debug!({ fields::FILE } = %path.display(), "{}; writing in place", chain(&error));
-            overwrite(&path, text).map_err(|source| Error::Overwrite { path, source })
+            aziot_files::overwrite_in_place(&path, text, LIMIT_BYTES).map_err(Error::Files)
         }
         outcome => outcome.map_err(Error::Files),
     }
@@ -215,13 +212,6 @@ fn cannot_be_replaced(error: &aziot_files::Error) -> bool {
     let in_time = matches!(error.action(), Action::Write | Action::SetOwner | Action::SetMode | Action::Rename);
     let kinds = [io::ErrorKind::PermissionDenied, io::ErrorKind::ReadOnlyFilesystem, io::ErrorKind::ResourceBusy];
     in_time && kinds.contains(&error.kind())
-}
-
-/// The only way left where no file can be put beside it; it keeps owner and mode by nature.
-fn overwrite(path: &Path, text: &str) -> io::Result<()> {
-    let mut file = fs::OpenOptions::new().write(true).truncate(true).open(path)?;
-    io::Write::write_all(&mut file, text.as_bytes())?;
-    file.sync_all()
 }
 
 #[cfg(test)]
@@ -343,15 +333,6 @@ mod tests {
         outcome.unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"new");
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o640);
-    }
-
-    #[test]
-    fn overwriting_leaves_nothing_of_the_old_text() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("a");
-        write(&path, "old and longer");
-        overwrite(&path, "new").unwrap();
-        assert_eq!(fs::read(&path).unwrap(), b"new");
     }
 
     #[test]

@@ -6,21 +6,24 @@ use clap::Args;
 
 use super::Stop;
 use super::source::{Source, Strictness};
-use crate::apply::{ApplyError, apply};
+use crate::apply::{Applied, ApplyError, apply};
 use crate::console;
 use crate::failure::Failure;
 use crate::finding::Findings;
 use crate::generate::{Generated, Surroundings, generate};
 use crate::layout::{Layout, Service};
+use crate::pending::{Pending, united};
 use crate::plan::{Plan, State};
-use crate::restart;
+use crate::reprovisioning::Reprovisioning;
+use crate::restart::{self, Unfinished};
 use crate::settings::{Provisioning, Settings};
 use crate::users::{self, User, UserError};
 
 /// Turn the super-config into the services' configuration and restart them
 ///
 /// Needs root, unless the result goes into a folder. Only files that change are written,
-/// and only services whose files change are restarted.
+/// and only services whose files change are restarted. Services that are down are started,
+/// and a restart that an earlier run did not get to is made good.
 #[derive(Args)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 #[command(verbatim_doc_comment, after_long_help = long_help!(
@@ -53,7 +56,7 @@ pub(super) struct ApplyArguments {
     /// Fail on warnings, such as unknown keys, before anything is changed
     #[arg(long)]
     strict: bool,
-    /// Leave the services running with what they have
+    /// Leave the services running with what they have; the next run restarts them
     #[arg(long, conflicts_with = "restart")]
     no_restart: bool,
     /// Restart all services, also those whose files do not change
@@ -99,16 +102,26 @@ pub(super) fn run(arguments: &ApplyArguments) -> Result<(), Stop> {
     let users = users.expect("what was generated has users");
     let mut plan = Plan::new(&generated, &layout, |service| users.owner(service))
         .map_err(|error| Failure::new(error, "report this, it is a fault of aziotctl"))?;
+    let pending = Pending::of(&layout);
     if arguments.dry_run {
         show(&plan, &users)?;
         tell_afterwards(&plan, &layout);
+        tell_pending(&pending.map_or_else(Vec::new, |pending| pending.services()));
         return Ok(());
     }
-    write(&mut plan, &layout)?;
+    let applied = write(&mut plan, &layout, pending.as_ref())?;
     tell_afterwards(&plan, &layout);
-    if layout == Layout::Normal && !arguments.no_restart {
-        let services = if arguments.restart { Service::ALL.to_vec() } else { plan.changed_services() };
-        restart_services(&services)?;
+    match &pending {
+        None => {}
+        Some(pending) if arguments.no_restart => tell_pending(&pending.services()),
+        Some(pending) => {
+            let earlier = &applied.left_by_earlier_runs;
+            if !earlier.is_empty() {
+                console::say(format_args!("note: an earlier run did not restart {}; this one does", units(earlier)));
+            }
+            let chosen = if arguments.restart { Service::ALL.to_vec() } else { plan.changed_services() };
+            restart_services(&united(&chosen, earlier), pending)?;
+        }
     }
     Ok(())
 }
@@ -238,8 +251,8 @@ fn show(plan: &Plan, users: &Users) -> Result<(), Failure> {
     Ok(())
 }
 
-fn write(plan: &mut Plan, layout: &Layout) -> Result<(), Failure> {
-    let remarks = apply(plan, layout).map_err(|error| {
+fn write(plan: &mut Plan, layout: &Layout, pending: Option<&Pending>) -> Result<Applied, Failure> {
+    let applied = apply(plan, layout, pending).map_err(|error| {
         let next = match &error {
             ApplyError::FolderMissing(_) => {
                 "install the package aziot-identity-service, which makes the folder, or write into a folder with --root or --output-dir"
@@ -257,10 +270,10 @@ fn write(plan: &mut Plan, layout: &Layout) -> Result<(), Failure> {
     if plan.changed_services().is_empty() {
         console::say("nothing changed: all files are as the super-config says");
     }
-    for remark in remarks {
+    for remark in &applied.remarks {
         console::say(format_args!("note: {remark}"));
     }
-    Ok(())
+    Ok(applied)
 }
 
 fn tell_afterwards(plan: &Plan, layout: &Layout) {
@@ -270,41 +283,60 @@ fn tell_afterwards(plan: &Plan, layout: &Layout) {
             path = path.display()
         ));
     }
-    if plan.is_reprovisioning_needed {
-        let record = layout.on_disk(&layout.home(Service::Identityd).join("device_info"));
-        let uri = match layout {
-            Layout::Normal | Layout::Staged(_) => String::new(),
-            Layout::Relocated(_) => format!(" --uri {}", layout.endpoint(Service::Identityd)),
-        };
+    match plan.reprovisioning {
+        Reprovisioning::None => {}
+        Reprovisioning::AtRestart => console::say(
+            "note: [provisioning] has changed: the device registers anew when the identity service restarts; its former identity is not used \
+             any more",
+        ),
+        Reprovisioning::OnRequest => {
+            let record = layout.on_disk(&layout.home(Service::Identityd).join("device_info"));
+            let uri = match layout {
+                Layout::Normal | Layout::Staged(_) => String::new(),
+                Layout::Relocated(_) => format!(" --uri {}", layout.endpoint(Service::Identityd)),
+            };
+            console::say(format_args!(
+                "warning: [provisioning] has changed, but the identity service goes on with the device recorded in {}\nnext: run \
+                 `aziotctl system reprovision{uri}` once the service runs with the new settings, so that the device registers with them",
+                record.display()
+            ));
+        }
+    }
+}
+
+fn units(services: &[Service]) -> String {
+    services.iter().map(|service| format!("aziot-{}", service.name())).collect::<Vec<_>>().join(", ")
+}
+
+fn tell_pending(services: &[Service]) {
+    if !services.is_empty() {
         console::say(format_args!(
-            "warning: [provisioning] has changed, but the identity service goes on with the device recorded in {}\nnext: run \
-             `aziotctl system reprovision{uri}` once the services are up, so that the device registers anew",
-            record.display()
+            "note: still to be restarted: {}\nnext: run `sudo aziotctl config apply`, which does it",
+            units(services)
         ));
     }
 }
 
-fn restart_services(services: &[Service]) -> Result<(), Failure> {
-    if services.is_empty() {
-        return Ok(());
-    }
-    let mut failed = Vec::new();
-    for step in restart::steps(services) {
+fn restart_services(services: &[Service], pending: &Pending) -> Result<(), Failure> {
+    let outcome = restart::restart(services, pending, |step| {
         let (doing, done) = if step.verb == "stop" { ("Stopping", "Stopped!") } else { ("Starting", "Started!") };
-        match restart::run(&step) {
+        let outcome = restart::run(step);
+        match &outcome {
             Ok(()) => console::say(format_args!("{doing} {}...{done}", step.unit)),
-            Err(error) => {
-                console::say(format_args!("{doing} {}...failed: {error}", step.unit));
-                failed.push(step.unit);
-            }
+            Err(error) => console::say(format_args!("{doing} {}...failed: {error}", step.unit)),
         }
-    }
-    if failed.is_empty() {
-        console::say("Done.");
-        return Ok(());
-    }
-    Err(Failure::new(
-        format!("the files are in place, but not all services run with them: {}", failed.join(", ")),
-        "see `journalctl -u aziot-keyd -u aziot-certd -u aziot-identityd -e`, then run `sudo aziotctl config apply --restart`",
-    ))
+        outcome
+    });
+    outcome.map_err(|error| {
+        let next = match &error {
+            Unfinished::NotBegun(_) | Unfinished::NotNoted(_) => "mend that and run `sudo aziotctl config apply` again",
+            Unfinished::Units(_) => {
+                "see `journalctl -u aziot-keyd -u aziot-certd -u aziot-identityd -e`, then run `sudo aziotctl config apply` again: it \
+                 makes good what is missing"
+            }
+        };
+        Failure::new(error, next)
+    })?;
+    console::say("Done.");
+    Ok(())
 }

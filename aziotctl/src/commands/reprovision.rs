@@ -11,8 +11,10 @@ use crate::failure::Failure;
 
 /// Register the device anew
 ///
-/// Needed after a change of the DPS settings: the identity service goes on with the device
-/// that it knows until it is asked to register again. Waits until that is done.
+/// For changes that the identity service does not act on by itself, on the side of DPS or in
+/// [provisioning], such as the payload. Not needed after a change of source, endpoint, scope
+/// or registration id: the device registers anew when the identity service restarts, as
+/// `config apply` makes it do. Waits until the device is registered.
 #[derive(Args)]
 #[command(verbatim_doc_comment, after_long_help = long_help!(
     "    sudo aziotctl system reprovision\n    aziotctl system reprovision --uri unix:///tmp/device/run/aziot/identityd.sock"

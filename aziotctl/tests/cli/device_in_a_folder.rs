@@ -203,21 +203,65 @@ fn a_key_that_is_no_longer_used_is_told() {
     assert!(!device.applied().stderr.contains(&advice));
 }
 
-#[test]
-fn a_change_that_takes_a_new_registration_is_told() {
+const ANEW: &str =
+    "the device registers anew when the identity service restarts; its former identity is not used any more";
+
+/// A device that has been provisioned, by our identity service where there is an `origin`.
+fn provisioned(with_origin: bool) -> Device {
     let device = Device::new(DPS);
     device.applied();
+    let record = |name: &str| {
+        let path = device.path(&format!("var/lib/aziot/identityd/{name}"));
+        aziot_files::write(path, aziot_files::Mode::PRIVATE, "").unwrap();
+    };
+    record("device_info");
+    if with_origin {
+        record("device_origin");
+    }
+    device
+}
+
+#[test]
+fn a_change_that_makes_it_another_device_is_told() {
+    let unknown = Device::new(DPS);
+    unknown.applied();
+    unknown.write(&DPS.replace("0ne1", "0ne2"));
+    assert!(!unknown.applied().stderr.contains("regist"), "there is no device yet");
+
+    let device = provisioned(true);
+    for (old, new) in [("localhost:8443", "localhost:8444"), ("0ne1", "0ne2"), ("pump7", "pump8")] {
+        device.write(&DPS.replace(old, new));
+        for run in [device.apply(&["--dry-run"]), device.applied()] {
+            assert!(run.stderr.contains(ANEW) && !run.stderr.contains("reprovision"), "{new}: {}", run.stderr);
+        }
+        assert!(!device.applied().stderr.contains("regist"), "{new}: it is told once");
+    }
+    device.write("provisioning.source = \"none\"\n");
+    assert!(!device.applied().stderr.contains("regist"), "there is nothing to register with");
+    device.write(DPS);
+    assert!(device.applied().stderr.contains(ANEW), "the source is another one");
+}
+
+#[test]
+fn a_change_that_waits_for_reprovisioning_is_told() {
+    let device = provisioned(true);
     let advice =
         format!("`aziotctl system reprovision --uri unix://{}/run/aziot/identityd.sock`", device.0.path().display());
-    device.write(&DPS.replace("0ne1", "0ne2"));
-    assert!(!device.applied().stderr.contains("reprovision"), "there is no record yet");
-
-    aziot_files::write(device.path("var/lib/aziot/identityd/device_info"), aziot_files::Mode::PRIVATE, "").unwrap();
-    device.write(&DPS.replace("0ne1", "0ne3"));
+    let with_payload = DPS.replace("id_scope", "payload = { uri = \"file:///nonexistent.json\" }\nid_scope");
+    device.write(&with_payload);
     let run = device.applied();
-    assert!(run.stderr.contains(&advice), "{}", run.stderr);
-    device.write(&DPS.replace("0ne1", "0ne3").replace("pump-7", "pump-8"));
+    assert!(run.stderr.contains(&advice) && !run.stderr.contains(ANEW), "{}", run.stderr);
+    device.write(&with_payload.replace("pump-7", "pump-8"));
     assert!(!device.applied().stderr.contains("reprovision"), "only the host name is new");
+}
+
+/// The public packages' service does not keep what provisioned the device, and ours goes on with such a device.
+#[test]
+fn a_device_of_unknown_origin_waits_for_reprovisioning() {
+    let device = provisioned(false);
+    device.write(&DPS.replace("0ne1", "0ne2"));
+    let run = device.applied();
+    assert!(run.stderr.contains("aziotctl system reprovision") && !run.stderr.contains(ANEW), "{}", run.stderr);
 }
 
 #[test]

@@ -19,6 +19,10 @@ pub struct Error {
 pub enum Action {
     /// Making the temporary file or filling it. A full disk shows here, or under [`Action::Sync`].
     Write,
+    /// Putting new bytes into a file where it lies. The old ones are back, or were never touched.
+    Overwrite,
+    /// Putting the old bytes back after that failed: the file is damaged.
+    Restore,
     /// Giving the new file or folder its owner, which only root may choose freely.
     SetOwner,
     /// Giving the new file or folder its permission bits.
@@ -43,6 +47,8 @@ impl fmt::Display for Action {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
             Action::Write => "write",
+            Action::Overwrite => "overwrite",
+            Action::Restore => "put back the contents of",
             Action::SetOwner => "set the owner of",
             Action::SetMode => "set the permissions of",
             Action::Sync => "sync to disk",

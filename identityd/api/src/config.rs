@@ -179,20 +179,20 @@ pub struct LocalId {
     pub domain: String,
 }
 
-/// The sockets that the identity service knows.
+/// The sockets that the identity service knows. Each is written only where it is not the built-in one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Endpoints {
     /// The certificate service's.
-    #[serde(default = "certd")]
+    #[serde(default = "certd", skip_serializing_if = "is_certd")]
     pub aziot_certd: Endpoint,
     /// Its own.
-    #[serde(default = "identityd")]
+    #[serde(default = "identityd", skip_serializing_if = "is_identityd")]
     pub aziot_identityd: Endpoint,
     /// The key service's.
-    #[serde(default = "keyd")]
+    #[serde(default = "keyd", skip_serializing_if = "is_keyd")]
     pub aziot_keyd: Endpoint,
     /// The TPM service's.
-    #[serde(default = "tpmd")]
+    #[serde(default = "tpmd", skip_serializing_if = "is_tpmd")]
     pub aziot_tpmd: Endpoint,
 }
 
@@ -210,6 +210,22 @@ fn keyd() -> Endpoint {
 
 fn tpmd() -> Endpoint {
     Endpoint::of_service("tpmd")
+}
+
+fn is_certd(endpoint: &Endpoint) -> bool {
+    *endpoint == certd()
+}
+
+fn is_identityd(endpoint: &Endpoint) -> bool {
+    *endpoint == identityd()
+}
+
+fn is_keyd(endpoint: &Endpoint) -> bool {
+    *endpoint == keyd()
+}
+
+fn is_tpmd(endpoint: &Endpoint) -> bool {
+    *endpoint == tpmd()
 }
 
 impl Endpoints {

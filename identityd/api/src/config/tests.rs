@@ -65,6 +65,13 @@ symmetric_key = "device-id"
 }
 
 #[test]
+fn only_sockets_that_are_elsewhere_are_written() {
+    let config = read(&format!("{NONE}endpoints.aziot_keyd = 'unix:///k'")).unwrap().value;
+    let written = written(&config);
+    assert!(written.ends_with("\n[endpoints]\naziot_keyd = \"unix:///k\"\n"), "{written}");
+}
+
+#[test]
 fn every_kind_is_read_and_written_back() {
     let manual = "hostname = 'e'\nhomedir = '/h'\n[provisioning]\nsource = 'manual'\niothub_hostname = 'h'\n\
         device_id = 'd'\nlocal_gateway_hostname = 'g'\n[provisioning.authentication]\n";
