@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use aziot_identityd_api::{
-    config::{Config, Provisioning},
+    config::Config,
     identity::{Authentication, AziotIdentity},
 };
 use aziot_identityd_cloud::{Exchange, Hub, Transport};
@@ -11,6 +11,7 @@ use aziot_keyd_api::key::KeyHandle;
 
 use crate::{
     keys::{DeviceKey, Keys},
+    settings::Settings,
     state::{DeviceInfo, ModuleRecord},
 };
 
@@ -23,7 +24,7 @@ pub(crate) struct Device {
     /// Its module registry.
     pub(crate) hub: Hub,
     /// The settings that it comes from, which may no longer be today's.
-    pub(crate) provisioning: Provisioning,
+    pub(crate) settings: Arc<Settings>,
 }
 
 /// The way to the cloud with the patience that `config` grants.
@@ -39,12 +40,13 @@ impl Device {
         key_id: &str,
         keys: &Keys,
         exchange: &Arc<dyn Exchange>,
-        config: &Config,
+        settings: &Arc<Settings>,
     ) -> Self {
         let signer = Arc::new(DeviceKey { keys: keys.clone(), key_id: key_id.to_owned() });
         let DeviceInfo { hub_name, local_gateway_hostname, device_id } = &info;
-        let hub = Hub::new(transport(exchange, config), hub_name, local_gateway_hostname, device_id, signer);
-        Self { info, key_id: key_id.to_owned(), hub, provisioning: config.provisioning.clone() }
+        let transport = transport(exchange, &settings.config);
+        let hub = Hub::new(transport, hub_name, local_gateway_hostname, device_id, signer);
+        Self { info, key_id: key_id.to_owned(), hub, settings: Arc::clone(settings) }
     }
 
     /// The device's own identity.

@@ -35,6 +35,9 @@ pub(crate) enum Error {
     /// The hub could not be reached, or refused.
     #[error("Hub client error")]
     Hub(#[source] Arc<cloud::Error>),
+    /// The hub does not know the device, or not by this key.
+    #[error("Hub client error")]
+    DeviceRejected(#[source] Arc<cloud::Error>),
     /// The hub did not give the module, and no copy is kept.
     #[error("Hub client error")]
     ModuleUnavailable(#[source] ModuleUnavailable),
@@ -55,6 +58,9 @@ pub(crate) enum Error {
     /// Local identities are asked for, but not set up.
     #[error("there is no [localid] in the configuration")]
     NoLocalDomain,
+    /// Provisioning goes on, but this caller, or this attempt, had its time.
+    #[error("provisioning has not ended in time")]
+    StillProvisioning,
     /// Something that this version cannot do yet.
     #[error("{0} not available in this version")]
     NotAvailable(&'static str),
@@ -119,6 +125,12 @@ impl Error {
         }
     }
 
+    /// A failure of the hub client to list the device's modules, which alone tells whether the hub knows the device: a no to any other request
+    /// may be about the module or about limits.
+    pub(crate) fn list(error: cloud::Error) -> Self {
+        if error.is_device_rejected() { Self::DeviceRejected(Arc::new(error)) } else { Self::hub(error) }
+    }
+
     /// A failure of the DPS client. That the device's key did not sign is told apart.
     pub(crate) fn dps(error: cloud::Error) -> Self {
         match error {
@@ -133,7 +145,7 @@ impl Error {
 
     fn cloud(&self) -> Option<&cloud::Error> {
         match self {
-            Self::Dps(error) | Self::Hub(error) => Some(error),
+            Self::Dps(error) | Self::Hub(error) | Self::DeviceRejected(error) => Some(error),
             Self::ModuleUnavailable(unavailable) => Some(&unavailable.source),
             _ => None,
         }
@@ -141,12 +153,17 @@ impl Error {
 
     /// Whether the cloud is out of reach for now.
     pub(crate) fn is_offline(&self) -> bool {
-        self.cloud().is_some_and(cloud::Error::is_offline)
+        matches!(self, Self::StillProvisioning) || self.cloud().is_some_and(cloud::Error::is_offline)
+    }
+
+    /// Whether the hub answered and did not give what it was asked for.
+    pub(crate) fn is_refusal(&self) -> bool {
+        matches!(self, Self::Hub(_) | Self::ModuleUnavailable(_)) && !self.is_offline()
     }
 
     /// Whether the hub turned this device away.
     pub(crate) fn is_device_rejected(&self) -> bool {
-        matches!(self, Self::Hub(error) if error.is_device_rejected())
+        matches!(self, Self::DeviceRejected(_))
     }
 
     /// Whether somebody else answered in the cloud's name.

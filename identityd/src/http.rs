@@ -79,7 +79,12 @@ impl Status for Error {
             Self::InvalidParameter { .. } | Self::DeviceNotFound | Self::ModuleNotFound => StatusCode::BAD_REQUEST,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             // The public service says 404 for whatever the cloud or the device's key did not give.
-            Self::Dps(_) | Self::Hub(_) | Self::ModuleUnavailable(_) | Self::DeviceKey(_) => StatusCode::NOT_FOUND,
+            Self::Dps(_)
+            | Self::Hub(_)
+            | Self::DeviceRejected(_)
+            | Self::ModuleUnavailable(_)
+            | Self::DeviceKey(_)
+            | Self::StillProvisioning => StatusCode::NOT_FOUND,
             Self::ModuleKey { .. } | Self::State(_) | Self::NoLocalDomain | Self::NotAvailable(_) | Self::Stopping => {
                 StatusCode::INTERNAL_SERVER_ERROR
             }

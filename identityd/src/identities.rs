@@ -1,13 +1,14 @@
 //! What callers may ask of this service: who may do it, and what it takes. Knows no HTTP.
 //!
-//! A caller is authorized before anything else is looked at. Then it waits, if need be, until the first attempt at provisioning has ended.
+//! A caller is authorized before anything else is looked at. Then it waits, if need be, until the first attempt at provisioning has ended; what
+//! the state knew before can be read without that.
 
 use std::{sync::Arc, time::Duration};
 
 use aziot_identityd_api::{
-    config::{Attestation, Dps, ManualAuthentication, Provisioning, module_name_is_valid},
-    identity::{AziotIdentity, Identity},
-    provisioning::{self, DpsAuthentication, ProvisioningInfo},
+    config::module_name_is_valid,
+    identity::Identity,
+    provisioning::{DpsAuthentication, ManualAuthentication, ProvisioningInfo},
     trust_bundle::TrustBundle,
 };
 use tokio::{
@@ -23,11 +24,11 @@ use crate::{
     principals::Operation,
     provisioning::{Situation, payload},
     schedule::Wish,
-    settings::{Settings, Shared},
+    settings::{DpsSource, Settings, Shared, Source},
 };
 
-/// As long as the public client waits for an answer. An attempt ends sooner.
-const LONGEST_WAIT: Duration = Duration::from_secs(600);
+/// A little less than the 600 s that the public client waits for an answer. An attempt ends sooner.
+pub(crate) const LONGEST_WAIT: Duration = Duration::from_secs(570);
 
 /// The identities of this device.
 pub(crate) struct Identities {
@@ -72,9 +73,11 @@ impl Identities {
     pub(crate) async fn reprovision(&self, uid: u32) -> Result<(), Error> {
         authorize(&self.settings.load(), uid, Operation::ReprovisionDevice)?;
         let (caller, answer) = oneshot::channel();
-        let wish = timeout(LONGEST_WAIT, self.wishes.send(Wish::Reprovision(caller)));
-        wish.await.map_err(|_| Error::Stopping)?.map_err(|_| Error::Stopping)?;
-        timeout(LONGEST_WAIT, answer).await.map_err(|_| Error::Stopping)?.map_err(|_| Error::Stopping)?
+        let reprovisioned = async {
+            self.wishes.send(Wish::Reprovision(caller)).await.map_err(|_| Error::Stopping)?;
+            answer.await.map_err(|_| Error::Stopping)?
+        };
+        timeout(LONGEST_WAIT, reprovisioned).await.unwrap_or(Err(Error::StillProvisioning))
     }
 
     /// All modules at the hub.
@@ -82,9 +85,9 @@ impl Identities {
         let settings = self.settings.load_full();
         authorize(&settings, uid, Operation::GetAllHubModules)?;
         hub_type(kind)?;
-        let device = self.settled_device().await?;
-        let modules = self.modules.list(&device, prefer(&settings)).await?;
-        Ok(modules.into_iter().map(Identity::Aziot).collect())
+        let prefer = prefer(&settings);
+        let list = |device: Arc<Device>| async move { self.modules.list(&device, prefer).await };
+        Ok(self.read(list).await?.into_iter().map(Identity::Aziot).collect())
     }
 
     /// Makes a module, or takes over the one that is there.
@@ -145,31 +148,20 @@ impl Identities {
 
     /// How the device got its identity, or will get it. Anybody may ask.
     pub(crate) async fn provisioning_info(&self) -> Result<ProvisioningInfo, Error> {
-        let in_force = self.situation.borrow().device.as_ref().map(|device| device.provisioning.clone());
-        let provisioning = in_force.unwrap_or_else(|| self.settings.load().config.provisioning.clone());
-        Ok(match provisioning {
-            Provisioning::None => ProvisioningInfo::None,
-            Provisioning::Manual(manual) => ProvisioningInfo::Manual {
-                auth: match manual.authentication {
-                    ManualAuthentication::Sas { .. } => provisioning::ManualAuthentication::Sas,
-                    ManualAuthentication::X509 { .. } => provisioning::ManualAuthentication::X509,
-                },
-            },
-            Provisioning::Dps(dps) => {
-                let payload = payload(&dps).await?;
-                let Dps { global_endpoint, scope_id, attestation, .. } = dps;
-                let (auth, registration_id) = match attestation {
-                    Attestation::SymmetricKey { registration_id, .. } => {
-                        (DpsAuthentication::SymmetricKey, registration_id)
-                    }
-                    Attestation::Tpm { registration_id } => (DpsAuthentication::Tpm, registration_id),
-                    Attestation::X509 { registration_id, .. } => {
-                        let name = registration_id.as_ref().map_or("", |subject| subject.common_name());
-                        (DpsAuthentication::X509, name.to_owned())
-                    }
-                };
-                let endpoint = String::from(global_endpoint);
-                ProvisioningInfo::Dps { auth, endpoint, scope_id, registration_id, payload }
+        let in_force = self.situation.borrow().device.as_ref().map(|device| Arc::clone(&device.settings));
+        let settings = in_force.unwrap_or_else(|| self.settings.load_full());
+        Ok(match &settings.source {
+            Source::Off => ProvisioningInfo::None,
+            Source::Manual { .. } => ProvisioningInfo::Manual { auth: ManualAuthentication::Sas },
+            Source::Dps(dps) => {
+                let DpsSource { endpoint, scope_id, registration_id, key_id: _, payload: file } = dps;
+                ProvisioningInfo::Dps {
+                    auth: DpsAuthentication::SymmetricKey,
+                    endpoint: endpoint.as_str().to_owned(),
+                    scope_id: scope_id.clone(),
+                    registration_id: registration_id.clone(),
+                    payload: payload(file.as_ref()).await?,
+                }
             }
         })
     }
@@ -182,9 +174,22 @@ impl Identities {
 
     async fn hub_module(&self, settings: &Settings, module_id: &str) -> Result<Identity, Error> {
         check_name(module_id)?;
-        let device = self.settled_device().await?;
-        let identity: AziotIdentity = self.modules.get(&device, module_id, prefer(settings)).await?;
-        Ok(Identity::Aziot(identity))
+        let prefer = prefer(settings);
+        let get = |device: Arc<Device>| async move { self.modules.get(&device, module_id, prefer).await };
+        self.read(get).await.map(Identity::Aziot)
+    }
+
+    /// Reads what may be known already. A no that comes before the first attempt has ended may be outdated by it, so then it is asked again.
+    async fn read<T, F>(&self, ask: impl Fn(Arc<Device>) -> F) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        let device = self.wait(|situation| situation.is_known || situation.first_attempt_ended).await?;
+        let early = !self.situation.borrow().first_attempt_ended;
+        match ask(device).await {
+            Err(error) if early && error.is_refusal() => ask(self.settled_device().await?).await,
+            answered => answered,
+        }
     }
 
     /// The device, once its modules have been looked after for the first time.
@@ -192,11 +197,14 @@ impl Identities {
         self.wait(|situation| situation.first_attempt_ended).await
     }
 
+    /// The device, once this is so, or as it is when the caller has waited long enough.
     async fn wait(&self, enough: impl FnMut(&Situation) -> bool) -> Result<Arc<Device>, Error> {
         let mut situation = self.situation.clone();
-        let waited = timeout(LONGEST_WAIT, situation.wait_for(enough)).await;
-        let situation = waited.map_err(|_| Error::DeviceNotFound)?.map_err(|_| Error::Stopping)?;
-        situation.device.clone().ok_or(Error::DeviceNotFound)
+        if let Ok(ended) = timeout(LONGEST_WAIT, situation.wait_for(enough)).await {
+            drop(ended.map_err(|_| Error::Stopping)?);
+        }
+        let device = situation.borrow().device.clone();
+        device.ok_or(Error::DeviceNotFound)
     }
 }
 
@@ -232,5 +240,61 @@ fn local_identity(settings: &Settings, module_id: &str, expected: LocalName) -> 
         (LocalName::Free, true) => invalid(Invalid::LocalIdentityExists(module_id.to_owned())),
         _ if settings.config.localid.is_none() => Err(Error::NoLocalDomain),
         _ => Err(Error::NotAvailable("local identities are")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use aziot_http::Retry;
+    use aziot_identityd_cloud::Exchange;
+
+    use super::*;
+    use crate::state::{DeviceInfo, State};
+
+    /// Everything that the service's parts are given, and a first attempt that never ends.
+    struct Stuck {
+        identities: Identities,
+        publish: watch::Sender<Situation>,
+        _folder: tempfile::TempDir,
+        _wishes: mpsc::Receiver<Wish>,
+    }
+
+    impl Stuck {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let text = "hostname = 'e'\nhomedir = '/h'\nprovisioning.source = 'none'\n";
+            let settings = Settings::new(aziot_config::load_str("config.toml", text).unwrap().value).unwrap().share();
+            let endpoint = settings.load().config.endpoints.aziot_keyd.clone();
+            let keys = Keys::new(aziot_keyd_api::client(&endpoint, Retry::local(0)).unwrap());
+            let modules = Arc::new(Modules::new(keys.clone(), Arc::new(State::open(folder.path()).unwrap())));
+            let (publish, situation) = watch::channel(Situation::default());
+            let (wishes, received) = mpsc::channel(1);
+            let identities = Identities { settings, keys, modules, situation, wishes };
+            Self { identities, publish, _folder: folder, _wishes: received }
+        }
+
+        fn publish_device(&self) {
+            let info =
+                DeviceInfo { hub_name: "hub".into(), local_gateway_hostname: "hub".into(), device_id: "device".into() };
+            let exchange: Arc<dyn Exchange> = Arc::new(|_| std::future::pending());
+            let Identities { settings, keys, .. } = &self.identities;
+            let device = Device::with_key(info, "key", keys, &exchange, &settings.load_full());
+            self.publish.send_modify(|situation| situation.device = Some(Arc::new(device)));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_waited_long_enough_is_told_what_is_so() {
+        let stuck = Stuck::new();
+        let begun = tokio::time::Instant::now();
+        // The second finds the queue full.
+        let (one, other) = tokio::join!(stuck.identities.reprovision(0), stuck.identities.reprovision(0));
+        for answer in [one, other] {
+            assert!(matches!(answer, Err(Error::StillProvisioning)), "{answer:?}");
+        }
+        assert_eq!(begun.elapsed(), LONGEST_WAIT, "within the patience of the public client");
+        assert!(matches!(stuck.identities.settled_device().await, Err(Error::DeviceNotFound)));
+        stuck.publish_device();
+        assert_eq!(stuck.identities.settled_device().await.unwrap().info.device_id, "device");
     }
 }

@@ -45,7 +45,8 @@ const KEY_SERVICE_RETRIES: u32 = 1;
 
 /// Runs the service until `shutdown`.
 pub async fn run(sources: Sources, activation: Activation, shutdown: Shutdown) -> Result<(), DaemonError> {
-    let (config, live) = Live::<Config>::start(sources).map_err(DaemonError::settings)?;
+    let (config, live) =
+        Live::<Config>::start(sources).map_err(|error| DaemonError::config(error.problem().is_some(), error))?;
     let settings = Settings::new(config).map_err(DaemonError::settings)?;
     let (endpoints, max_requests) = (settings.config.endpoints.clone(), settings.config.max_requests);
     let listener = Listener::open(&endpoints.aziot_identityd, activation).map_err(DaemonError::service)?;

@@ -1,13 +1,18 @@
 //! Modules of the device at its hub: made, found, given keys, deleted; with copies for the time without network.
 //!
-//! A copy is used only when the hub cannot be reached, never when it says no: a module deleted in the cloud must not live on here.
+//! A copy is used only when the hub cannot be reached, never when it says no: a module deleted in the cloud must not live on here. For the same
+//! reason what was read is kept only if nothing was changed since it was asked for.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
 
-use aziot_identityd_api::identity::AziotIdentity;
+use aziot_identityd_api::{config::module_name_is_valid, identity::AziotIdentity};
 use aziot_identityd_cloud as cloud;
 use aziot_log::chain;
-use aziot_turns::Turns;
+use aziot_turns::{Turn, Turns};
+use futures_util::FutureExt as _;
 
 use crate::{
     device::Device,
@@ -41,13 +46,19 @@ pub(crate) struct Modules {
     keys: Keys,
     state: Arc<State>,
     turns: Turns,
+    /// Changes made through this service that have ended. Counted while the module's turn is held.
+    changes: AtomicU64,
 }
+
+/// What a reader must know to tell later whether it was overtaken.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Moment(u64);
 
 impl Modules {
     /// Modules with keys of this key service and copies in this state.
     #[must_use]
     pub(crate) fn new(keys: Keys, state: Arc<State>) -> Self {
-        Self { keys, state, turns: Turns::default() }
+        Self { keys, state, turns: Turns::default(), changes: AtomicU64::new(0) }
     }
 
     /// Makes a module, or takes over the one that is there: its generation stays, its keys become ours.
@@ -75,7 +86,9 @@ impl Modules {
         let module = match device.hub.module(module_id).await {
             Ok(module) => module,
             Err(error) => {
-                self.forget_if_missing(device, module_id, &error).await;
+                if error.is_module_missing() {
+                    self.forget(device, module_id).await;
+                }
                 return Err(Error::hub(error));
             }
         };
@@ -89,7 +102,9 @@ impl Modules {
         let _turn = self.turns.take(module_id).await;
         let deleted = device.hub.delete_module(module_id).await;
         if let Err(error) = deleted {
-            self.forget_if_missing(device, module_id, &error).await;
+            if error.is_module_missing() {
+                self.forget(device, module_id).await;
+            }
             return Err(Error::hub(error));
         }
         self.forget(device, module_id).await;
@@ -133,13 +148,35 @@ impl Modules {
         Ok(records.into_iter().map(|record| device.module_identity(record, None)).collect())
     }
 
-    /// Lists the modules at the hub and makes the copies follow.
+    /// Lists the modules at the hub and makes the copies follow. Names that the hub itself would not take are left out.
     pub(crate) async fn refresh(&self, device: &Device) -> Result<Vec<cloud::Module>, cloud::Error> {
-        let info = device.info.clone();
-        let before = self.on_disk(move |state| state.module_files(&info)).await;
-        let modules = device.hub.modules().await?;
-        let (info, records) = (device.info.clone(), modules.iter().map(ModuleRecord::from).collect::<Vec<_>>());
-        warn_unkept(self.on_disk(move |state| state.replace_modules(&info, &before, &records)).await);
+        let (info, begun) = (device.info.clone(), self.now());
+        let mut before = self.on_disk(move |state| state.module_files(&info)).await;
+        let mut modules = device.hub.modules().await?;
+        let all = modules.len();
+        modules.retain(|module| module_name_is_valid(&module.module_id));
+        if modules.len() < all {
+            tracing::warn!(
+                hub = device.info.hub_name,
+                "left {} modules out of the hub's list: no module can have such names",
+                all - modules.len()
+            );
+        }
+        let mut records: Vec<_> = modules.iter().map(ModuleRecord::from).collect();
+        let mut turns = Vec::new();
+        let mut free = |module_id: &str| match self.turn_if_free(module_id) {
+            Some(turn) => {
+                turns.push((module_id.to_owned(), turn));
+                true
+            }
+            None => turns.iter().any(|(held, _)| held == module_id),
+        };
+        records.retain(|record| free(&record.module_id));
+        before.retain(|_, module_id| module_id.as_deref().is_none_or(&mut free));
+        if self.now() == begun {
+            let info = device.info.clone();
+            warn_unkept(self.on_disk(move |state| state.replace_modules(&info, before.into_keys(), &records)).await);
+        }
         Ok(modules)
     }
 
@@ -149,21 +186,27 @@ impl Modules {
         {
             return Ok(record);
         }
+        let begun = self.now();
         let error = match device.hub.module(module_id).await {
             Ok(module) => {
                 let record = ModuleRecord::from(&module);
-                self.keep(device, record.clone()).await;
+                if let Some(_turn) = self.turn_since(begun, module_id) {
+                    self.put(device, record.clone()).await;
+                }
                 return Ok(record);
             }
             Err(error) => error,
         };
-        self.forget_if_missing(device, module_id, &error).await;
-        if error.is_offline() {
+        if error.is_module_missing() {
+            if let Some(_turn) = self.turn_since(begun, module_id) {
+                self.remove(device, module_id).await;
+            }
+        } else if error.is_offline() {
             warn_offline(&error);
             if let Some(record) = self.copy(device, module_id).await {
                 return Ok(record);
             }
-        } else if !error.is_module_missing() {
+        } else {
             return Err(Error::hub(error));
         }
         let module_id = module_id.to_owned();
@@ -203,19 +246,39 @@ impl Modules {
         self.on_disk(move |state| state.module(&info, &module_id)).await
     }
 
-    /// A copy that cannot be kept costs an answer while the hub is away, not this one.
+    fn now(&self) -> Moment {
+        Moment(self.changes.load(Ordering::Relaxed))
+    }
+
+    /// The module's turn, unless somebody has it: whoever changes a module sees to its copy, and readers do not wait for that.
+    fn turn_if_free(&self, module_id: &str) -> Option<Turn> {
+        self.turns.take(module_id).now_or_never()
+    }
+
+    /// The module's turn, if what was asked for at `begun` is still true of its copy.
+    fn turn_since(&self, begun: Moment, module_id: &str) -> Option<Turn> {
+        self.turn_if_free(module_id).filter(|_| self.now() == begun)
+    }
+
+    /// Ends a change, in the module's turn, with the module as it is now.
     async fn keep(&self, device: &Device, record: ModuleRecord) {
+        self.changes.fetch_add(1, Ordering::Relaxed);
+        self.put(device, record).await;
+    }
+
+    /// Ends a change, in the module's turn: the module is gone.
+    async fn forget(&self, device: &Device, module_id: &str) {
+        self.changes.fetch_add(1, Ordering::Relaxed);
+        self.remove(device, module_id).await;
+    }
+
+    /// A copy that cannot be kept costs an answer while the hub is away, not this one.
+    async fn put(&self, device: &Device, record: ModuleRecord) {
         let info = device.info.clone();
         warn_unkept(self.on_disk(move |state| state.put_module(&info, &record)).await);
     }
 
-    async fn forget_if_missing(&self, device: &Device, module_id: &str, error: &cloud::Error) {
-        if error.is_module_missing() {
-            self.forget(device, module_id).await;
-        }
-    }
-
-    async fn forget(&self, device: &Device, module_id: &str) {
+    async fn remove(&self, device: &Device, module_id: &str) {
         let (info, module_id) = (device.info.clone(), module_id.to_owned());
         warn_unkept(self.on_disk(move |state| state.remove_module(&info, &module_id)).await);
     }

@@ -25,6 +25,11 @@ pub(crate) enum Operation<'a> {
     GetTrustBundle,
 }
 
+/// The principals that have a module at the hub.
+pub(crate) fn with_module(principals: &[Principal]) -> impl Iterator<Item = &Principal> {
+    principals.iter().filter(|principal| principal.has(IdType::Module))
+}
+
 /// The principals of the configuration, ordered by what is asked of them.
 #[derive(Debug, Default)]
 pub(crate) struct Principals {
@@ -37,7 +42,8 @@ impl Principals {
     /// Takes the tables in their order: of those without `idtype` the first counts, of those with one uid the last.
     #[must_use]
     pub(crate) fn new(principals: &[Principal]) -> Self {
-        let mut table = Self::default();
+        let hub_modules = with_module(principals).map(|principal| principal.name.clone()).collect();
+        let mut table = Self { hub_modules, ..Self::default() };
         let mut daemon: Option<&str> = None;
         for principal in principals {
             let Principal { uid, name, idtype, localid } = principal;
@@ -47,9 +53,6 @@ impl Principals {
                     continue;
                 }
                 daemon = Some(name);
-            }
-            if principal.has(IdType::Module) {
-                table.hub_modules.insert(name.clone());
             }
             if principal.has(IdType::Local) {
                 table.local.insert(name.clone(), *localid);

@@ -5,24 +5,30 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use aziot_identityd_api::config::Provisioning;
 use aziot_log::chain;
 use tokio::{
     sync::{mpsc, oneshot},
-    time::Instant,
+    time::{Instant, timeout},
 };
 
 use crate::{
     device::Device,
     error::Error,
+    identities::LONGEST_WAIT,
     provisioning::{Backup, Provisioned, Provisioner},
+    settings::{Settings, Source},
 };
 
 /// Callers that may wait for a reprovisioning.
 pub(crate) const WISHES: usize = 64;
 
-/// Callers that ask again and again after a failure share one attempt per second at most.
+/// Callers that ask again and again share one registration, or one failed attempt, per second at most.
 const GAP: Duration = Duration::from_secs(1);
+/// Time for one attempt: enough for DPS to decide and for a hub that is slow. What is unfinished then is left to the next.
+const LONGEST_ATTEMPT: Duration = Duration::from_secs(420);
+const _: () = assert!(LONGEST_ATTEMPT.as_secs() < LONGEST_WAIT.as_secs(), "those who wait see the end of an attempt");
+/// After DPS gave a device that its hub then refused, DPS is not asked again for so long, unless somebody wishes it.
+const REGISTRATION_PAUSE: Duration = Duration::from_secs(60 * 60);
 const SHORTEST_PAUSE: Duration = Duration::from_secs(5);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
@@ -46,8 +52,8 @@ enum Trigger {
 /// How an attempt ended.
 struct Outcome {
     result: Result<(), Error>,
-    /// Whether the device was registered anew, or that was tried: what callers of R9 ask for.
-    registered: bool,
+    /// The settings by which the device was registered anew, or that was tried: what callers of R9 ask for.
+    registered: Option<Arc<Settings>>,
 }
 
 /// Makes the attempts.
@@ -56,6 +62,10 @@ pub(crate) struct Schedule {
     wishes: mpsc::Receiver<Wish>,
     /// The modules of the last reconciliation of the present device.
     reconciled: Option<BTreeSet<String>>,
+    /// When DPS gave the present device, unless its hub has accepted it since.
+    unaccepted_since: Option<Instant>,
+    /// Time for one attempt.
+    pub(crate) longest_attempt: Duration,
     backoff: Backoff,
 }
 
@@ -63,7 +73,14 @@ impl Schedule {
     /// A schedule for this provisioner that listens to `wishes`.
     #[must_use]
     pub(crate) fn new(provisioner: Provisioner, wishes: mpsc::Receiver<Wish>) -> Self {
-        Self { provisioner, wishes, reconciled: None, backoff: Backoff::default() }
+        Self {
+            provisioner,
+            wishes,
+            reconciled: None,
+            unaccepted_since: None,
+            longest_attempt: LONGEST_ATTEMPT,
+            backoff: Backoff::default(),
+        }
     }
 
     /// Runs until nobody can have wishes any more.
@@ -78,14 +95,15 @@ impl Schedule {
                 note(wish, &mut waiting, &mut reload);
             }
             let pause = self.judge(trigger, &outcome.result);
-            if outcome.registered {
+            if outcome.registered.as_deref().is_some_and(|used| self.is_in_force(used)) {
                 for caller in waiting.drain(..) {
                     // The caller may have hung up.
                     let _: Result<(), _> = caller.send(outcome.result.clone());
                 }
             }
             let due = pause.map(|pause| Instant::now() + pause);
-            let earliest = outcome.result.is_err().then(|| Instant::now() + GAP);
+            let spaced = outcome.registered.is_some() || outcome.result.is_err();
+            let earliest = spaced.then(|| Instant::now() + GAP);
             trigger = loop {
                 if !waiting.is_empty() && earliest.is_none_or(|earliest| earliest <= Instant::now()) {
                     break Trigger::Api;
@@ -106,12 +124,16 @@ impl Schedule {
     }
 
     async fn attempt(&mut self, trigger: Trigger) -> Outcome {
-        let mut registered = trigger == Trigger::Api;
-        let result = self.provision_and_reconcile(trigger, &mut registered).await;
-        Outcome { result, registered }
+        let mut registered = None;
+        let ended = timeout(self.longest_attempt, self.provision_and_reconcile(trigger, &mut registered)).await;
+        Outcome { result: ended.unwrap_or(Err(Error::StillProvisioning)), registered }
     }
 
-    async fn provision_and_reconcile(&mut self, trigger: Trigger, registered: &mut bool) -> Result<(), Error> {
+    async fn provision_and_reconcile(
+        &mut self,
+        trigger: Trigger,
+        registered: &mut Option<Arc<Settings>>,
+    ) -> Result<(), Error> {
         let device = match self.provisioner.device() {
             Some(device) if trigger != Trigger::Api => Some(device),
             _ => {
@@ -120,32 +142,56 @@ impl Schedule {
             }
         };
         let Some(mut device) = device else { return Ok(()) };
-        let mut reconciled = self.provisioner.reconcile(&device).await;
+        let mut reconciled = self.reconcile(&device).await;
         let rejected = reconciled.as_ref().is_err_and(Error::is_device_rejected);
-        if rejected && !*registered && matches!(device.provisioning, Provisioning::Dps(_)) {
+        let lately = self.unaccepted_since.is_some_and(|since| since.elapsed() < REGISTRATION_PAUSE);
+        if rejected && !lately && matches!(device.settings.source, Source::Dps(_)) {
             tracing::warn!("the hub does not know this device (any more): registering anew");
             let Some(new) = self.provision(Backup::Forbidden, registered).await? else { return Ok(()) };
             device = new;
-            reconciled = self.provisioner.reconcile(&device).await;
+            reconciled = self.reconcile(&device).await;
         }
         self.reconciled = Some(reconciled?);
         Ok(())
     }
 
-    async fn provision(&mut self, backup: Backup, registered: &mut bool) -> Result<Option<Arc<Device>>, Error> {
+    async fn reconcile(&mut self, device: &Device) -> Result<BTreeSet<String>, Error> {
+        let reconciled = self.provisioner.reconcile(device).await;
+        let accepted =
+            reconciled.as_ref().map_or_else(|error| !error.is_device_rejected() && !error.is_offline(), |_| true);
+        if accepted {
+            self.unaccepted_since = None;
+        }
+        reconciled
+    }
+
+    async fn provision(
+        &mut self,
+        backup: Backup,
+        registered: &mut Option<Arc<Settings>>,
+    ) -> Result<Option<Arc<Device>>, Error> {
+        let settings = self.provisioner.settings.load_full();
         // A failure too answers those who asked for a registration.
-        *registered = true;
-        let Provisioned { device, from_backup } = self.provisioner.provision(backup).await?;
-        *registered = !from_backup;
+        *registered = Some(Arc::clone(&settings));
+        let Provisioned { device, from_backup } = self.provisioner.provision(&settings, backup).await?;
+        if from_backup {
+            *registered = None;
+        }
+        self.unaccepted_since = (!from_backup).then(Instant::now);
         self.reconciled = None;
         Ok(device)
+    }
+
+    /// Whether an attempt with these settings is what callers ask for: one who asks after a change wants the change.
+    fn is_in_force(&self, used: &Settings) -> bool {
+        used.source == self.provisioner.settings.load().source
     }
 
     /// Whether the device lacks its identity, or the hub its modules.
     fn is_unfinished(&self) -> bool {
         let settings = self.provisioner.settings.load();
         match self.provisioner.device() {
-            None => settings.config.provisioning != Provisioning::None,
+            None => settings.source != Source::Off,
             Some(_) => self.reconciled.as_ref() != Some(settings.principals.hub_modules()),
         }
     }

@@ -3,18 +3,86 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use aziot_identityd_api::config::{Attestation, Config, Contradiction, ManualAuthentication, Provisioning};
+use aziot_identityd_api::config::{
+    Attestation, Config, Contradiction, DpsEndpoint, ManualAuthentication, Payload, Provisioning,
+};
 
-use crate::principals::Principals;
+use crate::{principals::Principals, state::DeviceInfo};
 
 /// The settings in force, shared and replaced as a whole.
 pub(crate) type Shared = Arc<ArcSwap<Settings>>;
+
+/// Where the device's identity comes from, as far as this version can get it. X.509 and TPM will come in here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// It has none.
+    Off,
+    /// From the settings.
+    Manual {
+        /// The device.
+        info: DeviceInfo,
+        /// Id of its symmetric key in the key service.
+        key_id: String,
+    },
+    /// From DPS.
+    Dps(DpsSource),
+}
+
+/// What a device registers with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct DpsSource {
+    /// Where DPS is.
+    pub(crate) endpoint: DpsEndpoint,
+    /// Scope of the DPS instance.
+    pub(crate) scope_id: String,
+    /// Name of the registration.
+    pub(crate) registration_id: String,
+    /// Id of the device's symmetric key in the key service.
+    pub(crate) key_id: String,
+    /// What is told to the operator's custom allocation.
+    pub(crate) payload: Option<Payload>,
+}
+
+impl Source {
+    fn of(provisioning: &Provisioning) -> Result<Self, Unusable> {
+        let not_available = |key, value| Err(Unusable::NotAvailable { key, value });
+        match provisioning {
+            Provisioning::None => Ok(Self::Off),
+            Provisioning::Manual(manual) => match &manual.authentication {
+                ManualAuthentication::Sas { device_id_pk } => {
+                    let hub_name = manual.iothub_hostname.clone();
+                    let gateway = manual.local_gateway_hostname.clone();
+                    let info = DeviceInfo {
+                        local_gateway_hostname: gateway.unwrap_or_else(|| hub_name.clone()),
+                        hub_name,
+                        device_id: manual.device_id.clone(),
+                    };
+                    Ok(Self::Manual { info, key_id: device_id_pk.clone() })
+                }
+                ManualAuthentication::X509 { .. } => not_available("provisioning.authentication.method", "x509"),
+            },
+            Provisioning::Dps(dps) => match &dps.attestation {
+                Attestation::SymmetricKey { registration_id, symmetric_key } => Ok(Self::Dps(DpsSource {
+                    endpoint: dps.global_endpoint.clone(),
+                    scope_id: dps.scope_id.clone(),
+                    registration_id: registration_id.clone(),
+                    key_id: symmetric_key.clone(),
+                    payload: dps.payload.clone(),
+                })),
+                Attestation::X509 { .. } => not_available("provisioning.attestation.method", "x509"),
+                Attestation::Tpm { .. } => not_available("provisioning.attestation.method", "tpm"),
+            },
+        }
+    }
+}
 
 /// Checked settings and what is made of them.
 #[derive(Debug)]
 pub(crate) struct Settings {
     /// As the files have them.
     pub(crate) config: Config,
+    /// Where the device's identity comes from.
+    pub(crate) source: Source,
     /// Who may do what.
     pub(crate) principals: Principals,
 }
@@ -39,24 +107,9 @@ impl Settings {
     /// Checks the configuration.
     pub(crate) fn new(config: Config) -> Result<Self, Unusable> {
         config.check()?;
-        // The places where X.509 and TPM identities will come in.
-        let not_available = match &config.provisioning {
-            Provisioning::None => None,
-            Provisioning::Manual(manual) => match &manual.authentication {
-                ManualAuthentication::Sas { .. } => None,
-                ManualAuthentication::X509 { .. } => Some(("provisioning.authentication.method", "x509")),
-            },
-            Provisioning::Dps(dps) => match &dps.attestation {
-                Attestation::SymmetricKey { .. } => None,
-                Attestation::X509 { .. } => Some(("provisioning.attestation.method", "x509")),
-                Attestation::Tpm { .. } => Some(("provisioning.attestation.method", "tpm")),
-            },
-        };
-        if let Some((key, value)) = not_available {
-            return Err(Unusable::NotAvailable { key, value });
-        }
+        let source = Source::of(&config.provisioning)?;
         let principals = Principals::new(&config.principal);
-        Ok(Self { config, principals })
+        Ok(Self { config, source, principals })
     }
 
     /// The settings for everybody who shares them.

@@ -3,18 +3,20 @@
 //! No secret is here. All functions block. A file that cannot be read counts as absent where the cloud can give its content again.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
     fs, io,
     path::{Path, PathBuf},
 };
 
 use aziot_files::Mode;
-use aziot_identityd_api::config::{Attestation, Config, Provisioning};
+use aziot_identityd_api::config::Config;
 use aziot_identityd_cloud::Module;
 use aziot_log::chain;
 use openssl::sha::sha256;
 use serde::{Deserialize, Serialize};
+
+use crate::settings::Source;
 
 const DEVICE: &str = "device_info";
 const PREVIOUS: &str = "prev_state";
@@ -88,27 +90,20 @@ pub(crate) struct Origin {
 impl Origin {
     /// The part of these settings that decides which device this is.
     #[must_use]
-    pub(crate) fn of(provisioning: &Provisioning) -> Self {
+    pub(crate) fn of(source: &Source) -> Self {
         let of = |source: &str| Self {
             source: source.to_owned(),
             global_endpoint: None,
             scope_id: None,
             registration_id: None,
         };
-        match provisioning {
-            Provisioning::None => of("none"),
-            Provisioning::Manual(_) => of("manual"),
-            Provisioning::Dps(dps) => Self {
-                global_endpoint: Some(dps.global_endpoint.as_str().to_owned()),
+        match source {
+            Source::Off => of("none"),
+            Source::Manual { .. } => of("manual"),
+            Source::Dps(dps) => Self {
+                global_endpoint: Some(dps.endpoint.as_str().to_owned()),
                 scope_id: Some(dps.scope_id.clone()),
-                registration_id: match &dps.attestation {
-                    Attestation::SymmetricKey { registration_id, .. } | Attestation::Tpm { registration_id } => {
-                        Some(registration_id.clone())
-                    }
-                    Attestation::X509 { registration_id, .. } => {
-                        registration_id.as_ref().map(|subject| subject.common_name().to_owned())
-                    }
-                },
+                registration_id: Some(dps.registration_id.clone()),
                 ..of("dps")
             },
         }
@@ -162,7 +157,7 @@ impl State {
         Ok(state)
     }
 
-    /// The device of the last successful reconciliation. A damaged file is removed.
+    /// The device that this was last. A damaged file is removed.
     pub(crate) fn device(&self) -> Option<DeviceInfo> {
         let bytes = self.read(DEVICE)?;
         if bytes == UNPROVISIONED {
@@ -183,7 +178,7 @@ impl State {
         toml::from_str(std::str::from_utf8(&self.read(ORIGIN)?).ok()?).ok()
     }
 
-    /// The settings of the last successful reconciliation.
+    /// The settings of the last reconciliation; of its principals with modules, those whose modules are ours.
     pub(crate) fn previous(&self) -> Option<Config> {
         let bytes = self.read(PREVIOUS)?;
         match aziot_config::load_str::<Config>(self.folder.join(PREVIOUS), std::str::from_utf8(&bytes).ok()?) {
@@ -195,10 +190,21 @@ impl State {
         }
     }
 
-    /// Records a successful reconciliation. After a power cut between two of the files the device registers again, nothing worse.
+    /// Records a device and which modules are ours there. After a power cut between two of the files the device registers again, or takes its
+    /// modules over again; the modules of others are never taken for ours, since those of ours are written first.
     pub(crate) fn commit(&self, settings: &Config, device: &DeviceInfo, origin: &Origin) -> Result<(), Error> {
         self.write_toml(PREVIOUS, settings)?;
         self.write_toml(DEVICE, device)?;
+        self.write_toml(ORIGIN, origin)
+    }
+
+    /// Records which modules of the recorded device are ours.
+    pub(crate) fn commit_settings(&self, settings: &Config) -> Result<(), Error> {
+        self.write_toml(PREVIOUS, settings)
+    }
+
+    /// Records that the recorded device has another origin.
+    pub(crate) fn commit_origin(&self, origin: &Origin) -> Result<(), Error> {
         self.write_toml(ORIGIN, origin)
     }
 
@@ -261,25 +267,34 @@ impl State {
         aziot_files::remove(self.module_path(device, module_id)).map(drop).map_err(|source| self.file_error(source))
     }
 
-    /// The files of all copies, before the hub is asked for its list.
-    pub(crate) fn module_files(&self, device: &DeviceInfo) -> BTreeSet<PathBuf> {
+    /// The files of all copies and the modules that they are of; of a damaged one that is unknown.
+    pub(crate) fn module_files(&self, device: &DeviceInfo) -> BTreeMap<PathBuf, Option<String>> {
+        let module = |path: &Path| Some(serde_json::from_slice::<ModuleRecord>(&read(path)?).ok()?.module_id);
         let entries = fs::read_dir(self.module_folder(device)).into_iter().flatten().flatten();
-        entries.filter(is_copy).map(|entry| entry.path()).collect()
+        let files = entries.filter(is_copy).map(|entry| entry.path());
+        files.map(|path| (path.clone(), module(&path))).collect()
     }
 
-    /// Keeps copies of what the hub listed, and forgets those of `before` that it did not list: a copy made since is of a newer module.
+    /// Keeps copies of what the hub listed, and forgets those of `before` that it did not list: a copy made since is of a newer module. One
+    /// file that cannot be written or removed does not keep the others from it; the first failure is returned.
     pub(crate) fn replace_modules(
         &self,
         device: &DeviceInfo,
-        before: &BTreeSet<PathBuf>,
+        before: impl IntoIterator<Item = PathBuf>,
         listed: &[ModuleRecord],
     ) -> Result<(), Error> {
-        let mut gone = before.clone();
+        let mut gone: BTreeSet<PathBuf> = before.into_iter().collect();
+        let mut outcome = Ok(());
         for record in listed {
-            self.put_module(device, record)?;
             gone.remove(&self.module_path(device, &record.module_id));
+            let kept = self.put_module(device, record);
+            outcome = outcome.and(kept);
         }
-        gone.iter().try_for_each(|path| aziot_files::remove(path).map(drop).map_err(|source| self.file_error(source)))
+        for path in gone {
+            let removed = aziot_files::remove(path).map(drop).map_err(|source| self.file_error(source));
+            outcome = outcome.and(removed);
+        }
+        outcome
     }
 
     fn module_folder(&self, device: &DeviceInfo) -> PathBuf {
@@ -297,6 +312,9 @@ impl State {
 
     fn write_toml<T: Serialize>(&self, name: &'static str, value: &T) -> Result<(), Error> {
         let text = toml::to_string(value).map_err(|source| Error::Serialize { name, source: source.into() })?;
+        if self.read(name).is_some_and(|present| present == text.as_bytes()) {
+            return Ok(());
+        }
         aziot_files::write(self.folder.join(name), Mode::PRIVATE, text).map_err(|source| self.file_error(source))
     }
 

@@ -2,7 +2,9 @@
 
 mod authorization;
 mod devices;
+mod distrust;
 mod offline;
+mod overlaps;
 mod principal_modules;
 mod proxy;
 mod whole;

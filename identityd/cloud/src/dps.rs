@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::{
     Error, Signer, Transport,
-    error::{NotAssigned, Subject},
+    error::{NotAssigned, Subject, excerpt},
     sas::Audience,
     transport::{Call, Credentials, parse, retry_after, segment, success},
 };
@@ -139,7 +139,7 @@ async fn progress(
     call: &Call<'_>,
     credentials: &Credentials<'_>,
 ) -> Result<(Progress, Option<Duration>), Error> {
-    let answer = transport.send(call, credentials).await?;
+    let (answer, _) = transport.send(call, credentials).await?;
     let asked = retry_after(&answer);
     let body = success(call.host, Subject::Registration, &[StatusCode::OK, StatusCode::ACCEPTED], answer)?;
     Ok((parse(call.host, &body)?, asked))
@@ -166,12 +166,13 @@ fn decided(progress: &Progress) -> Result<Option<Assignment>, Error> {
     if status == "unassigned" && progress.operation_id.is_some() && state.is_none() {
         return Ok(None);
     }
-    let code = state.and_then(|state| state.error_code.as_ref());
+    let text = state.and_then(|state| state.error_message.as_deref()).filter(|text| !text.is_empty());
+    let code = state.and_then(|state| state.error_code.as_ref()).filter(|code| !code.is_null());
     Err(Error::NotAssigned(NotAssigned {
-        status: status.to_owned(),
-        text: state.and_then(|state| state.error_message.clone()).filter(|text| !text.is_empty()),
-        error_code: code.filter(|code| !code.is_null()).map(|code| code.to_string().trim_matches('"').to_owned()),
-        tracking_id: state.and_then(|state| state.tracking_id.clone()),
+        status: excerpt(status),
+        text: text.map(excerpt),
+        error_code: code.map(|code| excerpt(code.to_string().trim_matches('"'))),
+        tracking_id: state.and_then(|state| state.tracking_id.as_deref()).map(excerpt),
     }))
 }
 
@@ -289,6 +290,20 @@ mod tests {
         let refusal = r#"{"errorCode":401002,"trackingId":"t","message":"Unauthorized"}"#;
         let error = run(vec![answer(401, refusal)]).await.0.unwrap_err();
         assert_eq!(error.to_string(), "Unauthorized (HTTP 401 Unauthorized, error code 401002, tracking id t)");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn foreign_text_is_short_and_harmless() {
+        let long = format!("a\\n{}", "x".repeat(100_000));
+        let state = format!(r#"{{"errorCode":"{long}","errorMessage":"{long}","trackingId":"{long}"}}"#);
+        for body in [
+            format!(r#"{{"operationId":"o","status":"failed","registrationState":{state}}}"#),
+            format!(r#"{{"operationId":"o","status":"{long}","registrationState":{state}}}"#),
+            format!(r#"{{"operationId":"o","status":"{long}"}}"#),
+        ] {
+            let text = run(vec![answer(200, &body)]).await.0.unwrap_err().to_string();
+            assert!(text.len() < 1_100 && !text.contains(char::is_control), "{}", text.len());
+        }
     }
 
     #[tokio::test(start_paused = true)]

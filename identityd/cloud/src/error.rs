@@ -55,19 +55,19 @@ pub enum Error {
         host: String,
     },
     /// A success that the call does not have.
-    #[error("Expected one of [{expected}], got {status}")]
+    #[error("Expected one of {expected:?}, got {status}")]
     Unexpected {
         /// The statuses of success.
-        expected: &'static str,
+        expected: Vec<u16>,
         /// The one that came.
         status: StatusCode,
     },
-    /// The body is not what the protocol says.
+    /// The body is not what the protocol says, or is about something that was not asked for.
     #[error("malformed answer from {host}")]
     Malformed {
         /// Host and port as the URL names them.
         host: String,
-        /// What the parser said.
+        /// What is wrong with it.
         source: serde_json::Error,
     },
     /// DPS decided, and not for a hub.
@@ -93,6 +93,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// An answer that cannot be used. The parser's text may quote it, so it is cut.
+    pub(crate) fn malformed(host: &str, error: impl fmt::Display) -> Self {
+        Self::Malformed { host: host.to_owned(), source: serde::de::Error::custom(excerpt(&error.to_string())) }
+    }
+
     /// Whether waiting may mend it: no network, a broken connection, an overloaded or failing service.
     #[must_use]
     pub fn is_offline(&self) -> bool {
@@ -120,7 +125,8 @@ impl Error {
     /// Whether the hub knows the device but has no such module.
     #[must_use]
     pub fn is_module_missing(&self) -> bool {
-        matches!(self, Self::Refused(Refusal { status: StatusCode::NOT_FOUND, subject: Subject::Module, .. }))
+        let Self::Refused(Refusal { status, subject, network_error: false, .. }) = self else { return false };
+        (*status, *subject) == (StatusCode::NOT_FOUND, Subject::Module)
     }
 
     /// Whether the hub would not create what is there already.
@@ -155,6 +161,20 @@ impl Error {
 /// Statuses after which the same request may succeed.
 pub(crate) fn is_transient(status: StatusCode) -> bool {
     status == StatusCode::TOO_MANY_REQUESTS || status == StatusCode::REQUEST_TIMEOUT || status.is_server_error()
+}
+
+/// Characters that are kept of a text that somebody else wrote.
+const EXCERPT: usize = 300;
+
+/// What others wrote, fit for a log line and an error message: not too long, on one line, and without power over terminals.
+pub(crate) fn excerpt(text: &str) -> String {
+    let mut characters = text.chars();
+    let kept = characters.by_ref().take(EXCERPT);
+    let mut short: String = kept.map(|character| if character.is_control() { ' ' } else { character }).collect();
+    if characters.next().is_some() {
+        short.push('…');
+    }
+    short
 }
 
 /// What a refused request was about.
@@ -210,8 +230,9 @@ impl Refusal {
 
     fn take(&mut self, members: &Map<String, Value>) {
         let text = |names: &[&str]| names.iter().find_map(|name| members.get(*name).and_then(as_text));
-        self.error_code = text(&["errorCode", "code"]).or(self.error_code.take());
-        self.tracking_id = text(&["trackingId"]).or(self.tracking_id.take());
+        let short = |names: &[&str]| text(names).map(|text| excerpt(&text));
+        self.error_code = short(&["errorCode", "code"]).or(self.error_code.take());
+        self.tracking_id = short(&["trackingId"]).or(self.tracking_id.take());
         self.network_error |= members.get("networkError") == Some(&Value::Bool(true));
         let Some(message) = text(&["message", "Message", "errorMessage"]).filter(|text| !text.is_empty()) else {
             return;
@@ -220,10 +241,10 @@ impl Refusal {
         if let Ok(inner) = serde_json::from_str::<Map<String, Value>>(&message) {
             self.take(&inner);
         } else if let Some((code, rest)) = message.strip_prefix("ErrorCode:").and_then(|text| text.split_once(';')) {
-            self.error_code = Some(code.to_owned());
-            rest.clone_into(&mut self.text);
+            self.error_code = Some(excerpt(code));
+            self.text = excerpt(rest);
         } else {
-            self.text = message;
+            self.text = excerpt(&message);
         }
     }
 }
@@ -311,6 +332,25 @@ mod tests {
     }
 
     #[test]
+    fn foreign_text_is_short_and_harmless() {
+        let long = "x".repeat(100_000);
+        let inner = format!(r#"{{\"errorCode\":\"{long}\",\"trackingId\":\"{long}\",\"message\":\"{long}\"}}"#);
+        for body in [
+            format!(r#"{{"message":"{long}","trackingId":"{long}","code":"{long}"}}"#),
+            format!(r#"{{"Message":"{inner}"}}"#),
+            format!(r#"{{"Message":"ErrorCode:{long};{long}"}}"#),
+        ] {
+            let text = refused(500, Subject::Device, &body).to_string();
+            assert!((600..1_100).contains(&text.len()), "{}", text.len());
+        }
+        let forged = r#"{"message":"a\ncaused by: b\u001b[31m","trackingId":"t\r\n","code":"c\u0007"}"#;
+        let text = refused(500, Subject::Device, forged).to_string();
+        assert!(!text.contains(char::is_control), "{text:?}");
+        let odd = refused(500, Subject::Device, r#"{"message":"Gerät 機器"}"#).to_string();
+        assert!(odd.starts_with("Gerät 機器 (HTTP 500"), "{odd}");
+    }
+
+    #[test]
     fn each_failure_means_one_thing() {
         use Subject::{Device, Module};
         let meaning = |error: &Error| (error.is_offline(), error.is_device_rejected(), error.is_module_missing());
@@ -329,6 +369,7 @@ mod tests {
             (502, Device, "<html>", (true, false, false)),
             (503, Device, "", (true, false, false)),
             (401, Device, r#"{"errorMessage":"x","networkError":true}"#, (true, false, false)),
+            (404, Module, r#"{"errorMessage":"x","networkError":true}"#, (true, false, false)),
         ] {
             assert_eq!(meaning(&refused(status, subject, body)), expected, "{status} {body}");
         }

@@ -3,16 +3,16 @@
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use aziot_pki::tls::{self, ConnectError, Connector, Proxy, TlsError};
-use http::{Request, Response};
-use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::body::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
+use hyper::body::{Body, Bytes};
 use hyper_util::{
     client::legacy,
     rt::{TokioExecutor, TokioTimer},
 };
 use tokio::sync::OnceCell;
 
-use crate::Error;
+use crate::{BoxError, Error};
 
 /// An answer on its way.
 pub type Exchanging<'a> = Pin<Box<dyn Future<Output = Result<Response<Bytes>, Error>> + Send + 'a>>;
@@ -35,6 +35,8 @@ where
 
 /// Bytes of an answer; the list of 50 modules is about 50 KB.
 const ANSWER_LIMIT: usize = 4 * 1024 * 1024;
+/// Bytes of an answer that says no; a sentence is expected.
+const REFUSAL_LIMIT: usize = 64 * 1024;
 /// The hub drops idle connections after some minutes.
 const IDLE: Duration = Duration::from_secs(60);
 const IDLE_CONNECTIONS: usize = 4;
@@ -91,12 +93,23 @@ impl Exchange for TlsExchange {
             let sending = self.client().await?.request(request.map(Full::new));
             let answer = sending.await.map_err(|error| classify(&host, error))?;
             let (head, body) = answer.into_parts();
-            let body = Limited::new(body, ANSWER_LIMIT)
-                .collect()
-                .await
-                .map_err(|source| Error::Interrupted { host: host.clone(), source })?;
-            Ok(Response::from_parts(head, body.to_bytes()))
+            let body = collect(head.status, body).await.map_err(|source| Error::Interrupted { host, source })?;
+            Ok(Response::from_parts(head, body))
         })
+    }
+}
+
+/// Reads a body. An overlong one beside an error is left out: the status alone says what to do.
+async fn collect<B>(status: StatusCode, body: B) -> Result<Bytes, BoxError>
+where
+    B: Body<Data = Bytes, Error: Into<BoxError>>,
+{
+    let refused = status.is_client_error() || status.is_server_error();
+    let limit = if refused { REFUSAL_LIMIT } else { ANSWER_LIMIT };
+    match Limited::new(body, limit).collect().await {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(error) if refused && error.is::<LengthLimitError>() => Ok(Bytes::new()),
+        Err(error) => Err(error),
     }
 }
 
@@ -109,5 +122,22 @@ fn classify(host: &str, error: legacy::Error) -> Error {
         Some(_) => Error::NotConnected { host, source: error.into() },
         None if error.is_connect() => Error::NotConnected { host, source: error.into() },
         None => Error::Interrupted { host, source: error.into() },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_long_refusal_is_cut_and_a_long_answer_refused() {
+        let read = async |status: u16, length: usize| {
+            let body = collect(StatusCode::from_u16(status).unwrap(), Full::new(Bytes::from(vec![b'x'; length]))).await;
+            body.map(|body| body.len()).ok()
+        };
+        assert_eq!(read(200, REFUSAL_LIMIT + 1).await, Some(REFUSAL_LIMIT + 1));
+        assert_eq!(read(200, ANSWER_LIMIT + 1).await, None);
+        assert_eq!(read(403, REFUSAL_LIMIT).await, Some(REFUSAL_LIMIT));
+        assert_eq!(read(403, REFUSAL_LIMIT + 1).await, Some(0));
     }
 }

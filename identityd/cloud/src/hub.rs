@@ -1,7 +1,8 @@
 //! The hub's module registry, as one device may use it.
 //!
 //! A module is read, changed and written back with its etag, so that a change made meanwhile is never overwritten unseen, and members that we do
-//! not know stay. How modules authenticate is not read: the hub knows more ways than we.
+//! not know stay. How modules authenticate is not read: the hub knows more ways than we. An answer counts only if it is about the device and
+//! the module that were asked for: keys are derived from what it says.
 
 use std::sync::Arc;
 
@@ -131,9 +132,9 @@ impl Hub {
         }
     }
 
-    /// All modules of the device.
+    /// All modules of the device, with the names that the hub tells, whatever they are.
     pub async fn modules(&self) -> Result<Vec<Module>, Error> {
-        let answer = self.send(Method::GET, None, None, None).await?;
+        let (answer, _) = self.send(Method::GET, None, None, None).await?;
         let body = success(&self.gateway_host, Subject::Device, &[StatusCode::OK], answer)?;
         let modules: Vec<Map<String, Value>> = parse(&self.gateway_host, &body)?;
         modules.into_iter().map(|members| self.module_of(members)).collect()
@@ -141,16 +142,16 @@ impl Hub {
 
     /// One module.
     pub async fn module(&self, module_id: &str) -> Result<Module, Error> {
-        let answer = self.send(Method::GET, Some(module_id), None, None).await?;
-        self.read(answer)
+        let (answer, _) = self.send(Method::GET, Some(module_id), None, None).await?;
+        self.read(module_id, answer)
     }
 
     /// Creates a module with keys of the hub's choice; 409 if there is one.
     pub async fn create_module(&self, module_id: &str, managed_by: Option<&str>) -> Result<Module, Error> {
         let new = NewModule { module_id, device_id: &self.device_id, managed_by };
         let body = serde_json::to_vec(&new).map_err(|error| self.unsendable(error))?;
-        let answer = self.send(Method::PUT, Some(module_id), None, Some(Bytes::from(body))).await?;
-        self.read(answer)
+        let (answer, _) = self.send(Method::PUT, Some(module_id), None, Some(Bytes::from(body))).await?;
+        self.read(module_id, answer)
     }
 
     /// Gives the module as it was read these keys, and this owner if one is named; 412 if it has changed since.
@@ -169,19 +170,21 @@ impl Hub {
         let mut body = Zeroizing::new(Vec::with_capacity(MODULE_BYTES));
         serde_json::to_writer(&mut *body, &keyed).map_err(|error| self.unsendable(error))?;
         let body = Bytes::from_owner(body);
-        let answer = self.send(Method::PUT, Some(&module.module_id), Some(module.if_match()), Some(body)).await?;
-        self.read(answer)
+        let module_id = &module.module_id;
+        let (answer, _) = self.send(Method::PUT, Some(module_id), Some(module.if_match()), Some(body)).await?;
+        self.read(module_id, answer)
     }
 
-    /// Deletes the module, whatever its version.
+    /// Deletes the module, whatever its version. A module that is missing at a repetition was deleted by an attempt whose answer was lost.
     pub async fn delete_module(&self, module_id: &str) -> Result<(), Error> {
-        let answer = self.send(Method::DELETE, Some(module_id), Some("*".to_owned()), None).await?;
+        let (answer, attempts) = self.send(Method::DELETE, Some(module_id), Some("*".to_owned()), None).await?;
         if answer.status() == StatusCode::NO_CONTENT {
             return Ok(());
         }
         let mut refusal = Refusal::read(answer.status(), Subject::Module, answer.body());
         refusal.text = format!("unexpected HTTP status code: {}", answer.status());
-        Err(Error::Refused(refusal))
+        let error = Error::Refused(refusal);
+        if attempts > 1 && error.is_module_missing() { Ok(()) } else { Err(error) }
     }
 
     async fn send(
@@ -190,7 +193,7 @@ impl Hub {
         module_id: Option<&str>,
         if_match: Option<String>,
         body: Option<Bytes>,
-    ) -> Result<http::Response<Bytes>, Error> {
+    ) -> Result<(http::Response<Bytes>, u32), Error> {
         let modules = format!("/devices/{}/modules", segment(&self.device_id));
         let path = match module_id {
             Some(module_id) => format!("{modules}/{}", segment(module_id)),
@@ -201,14 +204,27 @@ impl Hub {
         self.transport.send(&call, &Credentials { audience: &self.audience, signer: &*self.signer }).await
     }
 
-    fn read(&self, answer: http::Response<Bytes>) -> Result<Module, Error> {
+    /// The module of an answer, which must be the one that was asked for. The hub tells ids apart by case.
+    fn read(&self, module_id: &str, answer: http::Response<Bytes>) -> Result<Module, Error> {
         let expected = [StatusCode::OK, StatusCode::CREATED];
         let body = success(&self.gateway_host, Subject::Module, &expected, answer)?;
-        self.module_of(parse(&self.gateway_host, &body)?)
+        let module = self.module_of(parse(&self.gateway_host, &body)?)?;
+        if module.module_id == module_id {
+            Ok(module)
+        } else {
+            let problem = format_args!("it is about another module than {module_id:?}");
+            Err(Error::malformed(&self.gateway_host, problem))
+        }
     }
 
     fn module_of(&self, members: Map<String, Value>) -> Result<Module, Error> {
-        Module::from_members(members).map_err(|source| Error::Malformed { host: self.gateway_host.clone(), source })
+        let module = Module::from_members(members).map_err(|error| Error::malformed(&self.gateway_host, error))?;
+        if module.device_id == self.device_id {
+            Ok(module)
+        } else {
+            let problem = format_args!("it is about another device than {:?}", self.device_id);
+            Err(Error::malformed(&self.gateway_host, problem))
+        }
     }
 
     fn unsendable(&self, error: serde_json::Error) -> Error {
@@ -233,6 +249,15 @@ mod tests {
 
     /// A hub that gives one answer, and what it was asked.
     fn hub(status: u16, content_type: &'static str, body: &'static str) -> (Hub, Arc<Mutex<Vec<Seen>>>) {
+        hub_of(vec![Ok((status, content_type, body))])
+    }
+
+    type Script = Vec<Result<(u16, &'static str, &'static str), Error>>;
+
+    /// A hub that gives these answers in turn, and the last for ever.
+    fn hub_of(script: Script) -> (Hub, Arc<Mutex<Vec<Seen>>>) {
+        let retries = u32::try_from(script.len()).unwrap() - 1;
+        let script = Mutex::new(script.into_iter().rev().collect::<Vec<_>>());
         let seen = Arc::new(Mutex::new(Vec::new()));
         let log = Arc::clone(&seen);
         let exchange = move |request: Request<Bytes>| {
@@ -241,13 +266,23 @@ mod tests {
                 if_match: request.headers().get(header::IF_MATCH).map(|value| value.to_str().unwrap().to_owned()),
                 body: String::from_utf8(request.body().to_vec()).unwrap(),
             });
+            let mut script = script.lock().unwrap();
+            let answer = match script.len() {
+                1 => script[0].as_ref().map(|answer| *answer).map_err(|_| lost()),
+                _ => script.pop().unwrap(),
+            };
             async move {
+                let (status, content_type, body) = answer?;
                 let answer = Response::builder().status(status).header(header::CONTENT_TYPE, content_type);
                 Ok(answer.body(Bytes::from_static(body.as_bytes())).unwrap())
             }
         };
-        let transport = Transport::new(Arc::new(exchange), Transport::patience(Duration::from_secs(70), 0));
+        let transport = Transport::new(Arc::new(exchange), Transport::patience(Duration::from_secs(70), retries));
         (Hub::new(transport, "hub.example", "gate.example:8443", "dev#1", Arc::new(VectorKey)), seen)
+    }
+
+    fn lost() -> Error {
+        Error::Interrupted { host: "gate.example:8443".into(), source: "reset".into() }
     }
 
     const MODULE: &str = r#"{"moduleId":"$edgeAgent","deviceId":"dev#1","managedBy":"iotedge","generationId":"637",
@@ -288,12 +323,51 @@ mod tests {
 
     #[tokio::test]
     async fn creating_sends_no_precondition_and_the_owner() {
-        let (hub, seen) = hub(201, "application/json", r#"{"moduleId":"m","deviceId":"d","generationId":"1"}"#);
+        let (hub, seen) = hub(201, "application/json", r#"{"moduleId":"m","deviceId":"dev#1","generationId":"1"}"#);
         let module = hub.create_module("m", Some("me")).await.unwrap();
         assert_eq!(module.if_match(), "*");
         let seen = seen.lock().unwrap();
         assert_eq!(seen[0].if_match, None);
         assert_eq!(seen[0].body, r#"{"moduleId":"m","deviceId":"dev#1","managedBy":"me"}"#);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_deletion_whose_answer_was_lost_has_succeeded() {
+        let missing = || Ok((404, "application/json", r#"{"Message":"ErrorCode:ModuleNotFound;no"}"#));
+        hub_of(vec![Err(lost()), missing()]).0.delete_module("m").await.unwrap();
+        assert!(hub_of(vec![missing(), missing()]).0.delete_module("m").await.unwrap_err().is_module_missing());
+        let no_device = Ok((404, "application/json", r#"{"Message":"ErrorCode:DeviceNotFound;no"}"#));
+        hub_of(vec![Err(lost()), no_device]).0.delete_module("m").await.unwrap_err();
+    }
+
+    #[tokio::test]
+    async fn answers_about_something_else_are_malformed() {
+        let keys = ModuleKeys { primary: SecretBytes::new(vec![1; 32]), secondary: SecretBytes::new(vec![2; 32]) };
+        let module = hub(200, "application/json", MODULE).0.module("$edgeAgent").await.unwrap();
+        for body in [
+            r#"{"moduleId":"other","deviceId":"dev#1"}"#,
+            r#"{"moduleId":"$edgeAgent","deviceId":"otherdev"}"#,
+            r#"{"moduleId":"$edgeagent","deviceId":"dev#1"}"#,
+        ] {
+            let (hub, _) = hub(200, "application/json", body);
+            for outcome in [
+                hub.module("$edgeAgent").await,
+                hub.create_module("$edgeAgent", None).await,
+                hub.set_keys(&module, None, &keys).await,
+            ] {
+                assert!(matches!(outcome, Err(Error::Malformed { .. })), "{body}");
+            }
+        }
+        let list = hub(200, "application/json", r#"[{"moduleId":"m","deviceId":"otherdev"}]"#).0.modules().await;
+        assert!(matches!(list, Err(Error::Malformed { .. })));
+    }
+
+    #[tokio::test]
+    async fn a_success_of_another_kind_names_those_that_were_expected() {
+        let list = hub(204, "", "").0.modules().await.unwrap_err();
+        assert_eq!(list.to_string(), "Expected one of [200], got 204 No Content");
+        let module = hub(204, "", "").0.module("m").await.unwrap_err();
+        assert_eq!(module.to_string(), "Expected one of [200, 201], got 204 No Content");
     }
 
     #[tokio::test]

@@ -21,6 +21,9 @@ use crate::{
 /// All but the unreserved characters of RFC 3986: an id can never reach beyond its segment.
 const COMPONENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
+/// Pause after a 429 that asks for none: the services count requests by the minute, and an early repetition is counted as well.
+const THROTTLED_PAUSE: Duration = Duration::from_secs(30);
+
 /// A clock further off than this makes tokens fail.
 const TOLERATED_SKEW_SECONDS: u64 = 300;
 
@@ -72,8 +75,13 @@ impl Transport {
         self.retry
     }
 
-    /// Sends the call until an answer comes that another attempt would not change. Its status may be any.
-    pub(crate) async fn send(&self, call: &Call<'_>, credentials: &Credentials<'_>) -> Result<Response<Bytes>, Error> {
+    /// Sends the call until an answer comes that another attempt would not change. Its status may be any; beside it stands how many
+    /// attempts it took, as an earlier one may have been served and its answer lost.
+    pub(crate) async fn send(
+        &self,
+        call: &Call<'_>,
+        credentials: &Credentials<'_>,
+    ) -> Result<(Response<Bytes>, u32), Error> {
         let begun = Instant::now();
         let mut done = 0;
         loop {
@@ -83,11 +91,17 @@ impl Transport {
                 .unwrap_or_else(|_| Err(Error::TimedOut { host: call.host.to_owned(), limit: self.retry.attempt }));
             done += 1;
             let (why, asked) = match &outcome {
-                Ok(answer) if is_transient(answer.status()) => (answer.status().to_string(), retry_after(answer)),
+                Ok(answer) if is_transient(answer.status()) => {
+                    let throttled = answer.status() == StatusCode::TOO_MANY_REQUESTS;
+                    let asked = retry_after(answer).or(throttled.then_some(THROTTLED_PAUSE));
+                    (answer.status().to_string(), asked)
+                }
                 Err(error) if error.is_offline() => (error.to_string(), None),
-                _ => return outcome,
+                _ => return outcome.map(|answer| (answer, done)),
             };
-            let Some(pause) = self.retry.pause(done, begun.elapsed(), asked) else { return outcome };
+            let Some(pause) = self.retry.pause(done, begun.elapsed(), asked) else {
+                return outcome.map(|answer| (answer, done));
+            };
             tracing::warn!(
                 host = call.host,
                 attempt = done,
@@ -160,8 +174,7 @@ pub(crate) fn success(
         return Err(Error::Refused(Refusal::read(status, subject, answer.body())));
     }
     if !expected.contains(&status) {
-        let expected = if expected.contains(&StatusCode::ACCEPTED) { "200, 202" } else { "200, 201" };
-        return Err(Error::Unexpected { expected, status });
+        return Err(Error::Unexpected { expected: expected.iter().map(StatusCode::as_u16).collect(), status });
     }
     let content_type = answer.headers().get(header::CONTENT_TYPE).map(|value| value.to_str().unwrap_or_default());
     if content_type.is_some_and(|text| !text.contains("application/json")) {
@@ -172,7 +185,7 @@ pub(crate) fn success(
 
 /// Parses the body of a success.
 pub(crate) fn parse<T: DeserializeOwned>(host: &str, body: &[u8]) -> Result<T, Error> {
-    serde_json::from_slice(body).map_err(|source| Error::Malformed { host: host.to_owned(), source })
+    serde_json::from_slice(body).map_err(|error| Error::malformed(host, error))
 }
 
 #[cfg(test)]
@@ -204,7 +217,7 @@ mod tests {
         let begun = Instant::now();
         let outcome = transport.send(&call, &Credentials { audience: &audience, signer: &VectorKey }).await;
         assert!(script.lock().unwrap().is_empty(), "answers were left over");
-        (outcome, begun.elapsed())
+        (outcome.map(|(answer, _)| answer), begun.elapsed())
     }
 
     fn answer(status: u16, retry_after: Option<&str>) -> Response<Bytes> {
@@ -240,6 +253,11 @@ mod tests {
     async fn the_service_says_how_long_to_wait_within_reason() {
         let (_, took) = run(1, vec![Ok(answer(429, Some("7"))), Ok(answer(200, None))]).await;
         assert!((7.0..8.5).contains(&took.as_secs_f64()), "{took:?}");
+        // Nothing said: the hub counts by the minute.
+        let (_, took) = run(1, vec![Ok(answer(429, None)), Ok(answer(200, None))]).await;
+        assert!((30.0..36.5).contains(&took.as_secs_f64()), "{took:?}");
+        let (_, took) = run(1, vec![Ok(answer(503, None)), Ok(answer(200, None))]).await;
+        assert!((3.0..4.0).contains(&took.as_secs_f64()), "{took:?}");
         let (_, took) = run(1, vec![Ok(answer(429, Some("86400"))), Ok(answer(200, None))]).await;
         assert!((60.0..73.0).contains(&took.as_secs_f64()), "{took:?}");
     }

@@ -46,7 +46,7 @@ fn paths_are_those_of_the_public_packages() {
 fn a_reconciliation_is_read_back_and_private() {
     let (folder, state) = open();
     assert_eq!((state.device(), state.previous(), state.origin()), (None, None, None));
-    let origin = Origin::of(&settings().provisioning);
+    let origin = Origin::of(&Source::Off);
     state.commit(&settings(), &device(), &origin).unwrap();
     assert_eq!(state.device(), Some(device()));
     assert_eq!(state.previous(), Some(settings()));
@@ -83,7 +83,8 @@ fn the_copies_follow_the_hubs_list() {
     }
     let before = state.module_files(&device());
     state.put_module(&device(), &record("made-meanwhile")).unwrap();
-    state.replace_modules(&device(), &before, &[record("b"), record("$edgeAgent")]).unwrap();
+    assert_eq!(before.values().flatten().collect::<Vec<_>>(), ["a", "b"]);
+    state.replace_modules(&device(), before.into_keys(), &[record("b"), record("$edgeAgent")]).unwrap();
     let names: Vec<_> = state.modules(&device()).unwrap().into_iter().map(|record| record.module_id).collect();
     assert_eq!(names, ["$edgeAgent", "b", "made-meanwhile"]);
     state.remove_module(&device(), "b").unwrap();
@@ -115,4 +116,17 @@ fn a_damaged_copy_spoils_the_list_and_is_no_module() {
     assert!(matches!(state.modules(&device()), Err(Error::Parse { .. })));
     assert_eq!(state.module(&device(), "b"), None);
     assert!(state.module(&device(), "a").is_some());
+}
+
+#[test]
+fn a_copy_that_cannot_be_written_does_not_keep_vanished_ones_alive() {
+    let (_folder, state) = open();
+    state.select_device(&device()).unwrap();
+    state.put_module(&device(), &record("vanished")).unwrap();
+    // A folder in the file's place.
+    fs::create_dir(state.module_path(&device(), "a")).unwrap();
+    let before = state.module_files(&device()).into_keys();
+    state.replace_modules(&device(), before, &[record("a"), record("b")]).unwrap_err();
+    let names: Vec<_> = state.modules(&device()).unwrap().into_iter().map(|record| record.module_id).collect();
+    assert_eq!(names, ["b"]);
 }

@@ -93,6 +93,22 @@ async fn reprovisioning_keeps_the_modules_and_callers_share_one_registration() {
 }
 
 #[tokio::test]
+async fn callers_that_ask_again_and_again_share_one_registration_per_second() {
+    let world = World::new().await;
+    let service = world.start(&world.dps("dev-1", &world.daemon())).await;
+    service.settled().await;
+    assert_eq!(service.send("POST", "/identities/device/reprovision", "").await.status, 204);
+    let (begun, registrations) = (std::time::Instant::now(), world.network.count("PUT", "/register"));
+    let reprovision = service.send("POST", "/identities/device/reprovision", "");
+    let registering = eventually("DPS is asked", async || world.network.count("PUT", "/register") > registrations);
+    let (_, after) = tokio::join!(reprovision, async {
+        registering.await;
+        begun.elapsed()
+    });
+    assert!(after.as_millis() > 900, "{after:?}");
+}
+
+#[tokio::test]
 async fn a_device_that_the_hub_lost_registers_again_at_the_next_start() {
     let world = World::new().await;
     let config = world.dps("dev-1", &world.daemon());
@@ -107,6 +123,26 @@ async fn a_device_that_the_hub_lost_registers_again_at_the_next_start() {
 }
 
 #[tokio::test]
+async fn a_device_that_the_hub_goes_on_refusing_registers_once() {
+    let world = World::new().await;
+    let config = world.dps("dev-1", &world.daemon());
+    world.start(&config).await.settled().await;
+    world.control("PUT", "/fault", r#"{"kind":"status","status":401,"matching":"/devices/"}"#).await;
+    let service = world.start(&config).await;
+    service.settled().await;
+    assert_eq!(world.network.count("PUT", "/register"), 2, "it may have been moved");
+    for _ in 0..2 {
+        let lists = world.network.count("GET", "/modules");
+        service.reload(&config).await;
+        eventually("another attempt", async || world.network.count("GET", "/modules") > lists).await;
+    }
+    assert_eq!(world.network.count("PUT", "/register"), 2);
+    let (status, message) = service.error("POST", "/identities/device/reprovision", "").await;
+    assert!(status == 404 && message.starts_with("Hub client error\ncaused by: "), "{message}");
+    assert_eq!(world.network.count("PUT", "/register"), 3, "whoever asks gets it");
+}
+
+#[tokio::test]
 async fn another_registration_does_not_inherit_the_state() {
     let world = World::new().await;
     let service = world.start(&world.dps("dev-1", &world.daemon())).await;
@@ -114,8 +150,6 @@ async fn another_registration_does_not_inherit_the_state() {
     drop(service);
     let service = world.start(&world.dps("dev-2", &world.daemon())).await;
     assert_eq!(service.json("GET", "/identities/identity", "").await["spec"]["deviceId"], "dev-2");
-    // Until its modules are in order the new device has not replaced the old one on disk.
-    service.json("GET", "/identities/modules?type=aziot", "").await;
     drop(service);
     world.network.cut();
     let service = world.start(&world.dps("dev-1", &world.daemon())).await;

@@ -1,5 +1,9 @@
 //! The cloud out of reach: what is known goes on being answered, and nothing is given up.
 
+use std::time::Duration;
+
+use tokio::time::timeout;
+
 use super::world::{World, eventually};
 
 const CREATE_M1: &str = r#"{"type":"aziot","moduleId":"m1"}"#;
@@ -84,6 +88,50 @@ async fn the_copies_come_first_where_they_are_preferred() {
     service.json("GET", "/identities/modules/m1?type=aziot", "").await;
     service.json("GET", "/identities/modules?type=aziot", "").await;
     assert_eq!(world.network.count("GET", "/modules"), reads, "the hub was not asked");
+}
+
+/// As long as a caller may take while nobody answers in the cloud; one attempt at a TLS handshake alone takes 20 s.
+const PROMPTLY: Duration = Duration::from_secs(5);
+
+#[tokio::test]
+async fn a_silent_cloud_does_not_keep_the_copies_back() {
+    let world = World::new().await;
+    let config = format!("prefer_module_identity_cache = true\n{}", world.dps("dev-1", &world.daemon()));
+    world.start(&config).await.json("POST", "/identities/modules", CREATE_M1).await;
+    world.network.swallow("").await;
+    let service = world.start(&config).await;
+    for path in ["/identities/modules/m1?type=aziot", "/identities/modules?type=aziot"] {
+        timeout(PROMPTLY, service.json("GET", path, "")).await.expect(path);
+    }
+    world.network.mend();
+}
+
+#[tokio::test]
+async fn an_attempt_ends_in_time_and_those_who_waited_learn_it() {
+    let mut world = World::new().await;
+    world.longest_attempt = Some(Duration::from_secs(2));
+    world.network.swallow("").await;
+    let service = world.start(&world.dps("dev-1", &world.daemon())).await;
+    let answer = service.error("POST", "/identities/device/reprovision", "");
+    let (status, message) = timeout(PROMPTLY, answer).await.expect("it is bounded");
+    assert_eq!((status, message.as_str()), (404, "provisioning has not ended in time"));
+    assert_eq!(service.error("GET", "/identities/identity", "").await, (400, "device identity not found".into()));
+    world.network.mend();
+    eventually("the device is there", async || service.send("GET", "/identities/identity", "").await.status == 200)
+        .await;
+}
+
+#[tokio::test]
+async fn reads_do_not_wait_for_the_first_attempt_of_a_device_that_is_known() {
+    let world = World::new().await;
+    let config = world.dps("dev-1", &world.daemon());
+    world.start(&config).await.json("POST", "/identities/modules", CREATE_M1).await;
+    // Only the list of the first attempt hangs.
+    world.network.swallow("/modules").await;
+    let service = world.start(&config).await;
+    let read = service.json("GET", "/identities/modules/m1?type=aziot", "");
+    timeout(PROMPTLY, read).await.expect("the hub answers for the module");
+    world.network.mend();
 }
 
 #[tokio::test]

@@ -66,3 +66,64 @@ async fn bad_settings_change_nothing() {
     service.identities.own(1_000_001).await.unwrap();
     assert!(service.identities.own(1_000_002).await.is_err());
 }
+
+fn with(world: &World, registration_id: &str, principals: &[&str]) -> String {
+    let modules: String = (1_000_001..).zip(principals).map(|(uid, name)| module(uid, name)).collect();
+    world.dps(registration_id, &format!("{}{modules}", world.daemon()))
+}
+
+const FORBIDDEN_B: &str = r#"{"kind":"status","status":403,"matching":"/modules/b"}"#;
+
+#[tokio::test]
+async fn what_was_done_before_a_module_failed_is_not_lost_by_a_kill() {
+    let world = World::new().await;
+    world.control("PUT", "/fault", FORBIDDEN_B).await;
+    let service = world.start(&with(&world, "dev-1", &["a", "b"])).await;
+    service.settled().await;
+    service.json("GET", "/identities/identity", "").await;
+    drop(service);
+
+    world.network.cut();
+    let service = world.start(&with(&world, "dev-1", &["a", "b"])).await;
+    assert_eq!(service.json("GET", "/identities/identity", "").await["spec"]["deviceId"], "dev-1");
+    service.identities.own(1_000_001).await.unwrap();
+    drop(service);
+
+    world.network.mend();
+    assert!(generation(&world, "a").await.is_some());
+    // Still no run has come to its end; yet the module is known to be ours when its principal goes.
+    let service = world.start(&with(&world, "dev-1", &["b"])).await;
+    service.settled().await;
+    assert_eq!(generation(&world, "a").await, None);
+    assert!(generation(&world, "$edgeAgent").await.is_some());
+}
+
+#[tokio::test]
+async fn another_device_does_not_inherit_what_was_ours() {
+    let world = World::new().await;
+    let elsewhere = world.start(&world.dps("dev-2", &world.daemon()).replace("/identityd'", "/elsewhere'")).await;
+    elsewhere.json("POST", "/identities/modules", r#"{"type":"aziot","moduleId":"a"}"#).await;
+    drop(elsewhere);
+    let service = world.start(&with(&world, "dev-1", &["a"])).await;
+    service.settled().await;
+    drop(service);
+    // The other device has a module of that name, and it is somebody else's.
+    world.control("PUT", "/fault", FORBIDDEN_B).await;
+    for _ in 0..2 {
+        let service = world.start(&with(&world, "dev-2", &["b"])).await;
+        service.settled().await;
+        assert!(world.modules_at_hub("dev-2").await.iter().any(|(name, _)| name == "a"));
+    }
+    assert_eq!(world.network.count("DELETE", "/modules/"), 0);
+}
+
+#[tokio::test]
+async fn a_module_that_the_hub_refuses_is_no_reason_to_register_anew() {
+    let world = World::new().await;
+    world.start(&with(&world, "dev-1", &["a"])).await.settled().await;
+    world.control("PUT", "/fault", FORBIDDEN_B).await;
+    let service = world.start(&with(&world, "dev-1", &["a", "b"])).await;
+    service.settled().await;
+    assert_eq!(world.network.count("PUT", "/modules/b"), 1);
+    assert_eq!(world.network.count("PUT", "/register"), 1);
+}

@@ -18,7 +18,8 @@ use aziot_simulator::{Enrollments, Simulator};
 use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::UnixStream,
+    net::{TcpListener, UnixStream},
+    sync::Notify,
     time::{Instant, timeout},
 };
 
@@ -36,11 +37,55 @@ pub(super) struct Network {
     cut: AtomicBool,
     meddle: AtomicBool,
     requests: Mutex<Vec<String>>,
+    lie: Mutex<Option<(String, &'static str)>>,
+    hole: Mutex<Option<(&'static str, TcpListener)>>,
+    held: Mutex<Option<(String, Arc<Held>)>>,
+}
+
+/// An answer that is on its way for as long as a test wants.
+#[derive(Default)]
+pub(super) struct Held {
+    arrived: Notify,
+    released: Notify,
+}
+
+impl Held {
+    /// Waits until the cloud has given the answer.
+    pub(super) async fn arrived(&self) {
+        timeout(PATIENCE, self.arrived.notified()).await.expect("the request is made");
+    }
+
+    /// Lets the answer through.
+    pub(super) fn release(&self) {
+        self.released.notify_one();
+    }
 }
 
 impl Exchange for Network {
-    fn exchange(&self, request: ::http::Request<hyper::body::Bytes>) -> Exchanging<'_> {
-        self.requests.lock().unwrap().push(format!("{} {}", request.method(), request.uri().path()));
+    fn exchange(&self, mut request: ::http::Request<hyper::body::Bytes>) -> Exchanging<'_> {
+        let line = format!("{} {}", request.method(), request.uri().path());
+        self.requests.lock().unwrap().push(line.clone());
+        if let Some((_, body)) = self.lie.lock().unwrap().as_ref().filter(|(lied, _)| *lied == line) {
+            let answer = ::http::Response::new(hyper::body::Bytes::from_static(body.as_bytes()));
+            return Box::pin(async move { Ok(answer) });
+        }
+        if let Some((end, listener)) = &*self.hole.lock().unwrap()
+            && line.ends_with(end)
+        {
+            let mut parts = std::mem::take(request.uri_mut()).into_parts();
+            let authority = format!("localhost:{}", listener.local_addr().unwrap().port());
+            parts.authority = Some(authority.parse().unwrap());
+            *request.uri_mut() = ::http::Uri::from_parts(parts).unwrap();
+        }
+        let held = self.held.lock().unwrap().take_if(|(awaited, _)| *awaited == line);
+        if let Some((_, held)) = held {
+            return Box::pin(async move {
+                let answer = self.tls.exchange(request).await;
+                held.arrived.notify_one();
+                held.released.notified().await;
+                answer
+            });
+        }
         if self.cut.load(Ordering::SeqCst) {
             let host = request.uri().host().unwrap().to_owned();
             return Box::pin(async move { Err(CloudError::NotConnected { host, source: "the cable is out".into() }) });
@@ -68,6 +113,25 @@ impl Network {
 
     pub(super) fn mend(&self) {
         self.cut.store(false, Ordering::SeqCst);
+        *self.hole.lock().unwrap() = None;
+    }
+
+    /// Requests whose path ends so connect and are never answered, as behind a firewall that swallows packets.
+    pub(super) async fn swallow(&self, end: &'static str) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        *self.hole.lock().unwrap() = Some((end, listener));
+    }
+
+    /// The cloud gives this answer to all requests of this method and path.
+    pub(super) fn lie(&self, line: &str, body: &'static str) {
+        *self.lie.lock().unwrap() = Some((line.to_owned(), body));
+    }
+
+    /// Holds the answer to the next request of this method and path.
+    pub(super) fn hold(&self, line: &str) -> Arc<Held> {
+        let held = Arc::new(Held::default());
+        *self.held.lock().unwrap() = Some((line.to_owned(), Arc::clone(&held)));
+        held
     }
 
     /// How many requests of this method had this in their path.
@@ -84,6 +148,8 @@ pub(super) struct World {
     shutdown: Shutdown,
     pub(super) port: u16,
     pub(super) network: Arc<Network>,
+    /// Time for an attempt at provisioning, if not the usual one.
+    pub(super) longest_attempt: Option<Duration>,
 }
 
 /// A running identity service.
@@ -120,9 +186,12 @@ impl World {
             cut: AtomicBool::new(false),
             meddle: AtomicBool::new(false),
             requests: Mutex::default(),
+            lie: Mutex::default(),
+            hole: Mutex::default(),
+            held: Mutex::default(),
         });
 
-        let world = Self { folder, tasks, shutdown, port, network };
+        let world = Self { folder, tasks, shutdown, port, network, longest_attempt: None };
         world.start_keyd().await
     }
 
@@ -208,8 +277,9 @@ impl World {
         let state = open_state(&settings.config.homedir).await.unwrap();
         let settings = settings.share();
         let exchange: Arc<dyn Exchange> = Arc::clone(&self.network) as _;
-        let (identities, schedule) = assemble(Arc::clone(&settings), keys, state, exchange);
+        let (identities, mut schedule) = assemble(Arc::clone(&settings), keys, state, exchange);
         let mut tasks = JoinSet::new();
+        schedule.longest_attempt = self.longest_attempt.unwrap_or(schedule.longest_attempt);
         tasks.spawn(schedule.run());
         let identities = Arc::new(identities);
         let server = TestServer::start(http::service(Arc::clone(&identities)).into_routes());
@@ -247,6 +317,13 @@ impl World {
 }
 
 impl Service {
+    /// Waits until the first attempt at provisioning has ended.
+    pub(super) async fn settled(&self) {
+        let mut situation = self.identities.situation.clone();
+        let ended = timeout(PATIENCE, situation.wait_for(|situation| situation.first_attempt_ended)).await;
+        drop(ended.expect("the first attempt ends").unwrap());
+    }
+
     pub(super) async fn send(&self, method: &str, path_and_query: &str, body: &str) -> RawReply {
         let separator = if path_and_query.contains('?') { '&' } else { '?' };
         self.server.send(method, &format!("{path_and_query}{separator}{VERSION}"), body).await
