@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use aziot_identityd_api::config::{Attestation, Provisioning, Subject};
+use aziot_identityd_api::config::{Origin, Provisioning};
 
 use crate::generate::Generated;
 use crate::layout::{Layout, Service};
@@ -34,7 +34,7 @@ pub fn reprovisioning(generated: &Generated, layout: &Layout) -> Reprovisioning 
     };
     if !matches!(new, Provisioning::Dps(_)) || old == *new || !record("device_info") {
         Reprovisioning::None
-    } else if origin(&old) != origin(new) && record("device_origin") {
+    } else if Origin::of(&old) != Origin::of(new) && record("device_origin") {
         Reprovisioning::AtRestart
     } else {
         Reprovisioning::OnRequest
@@ -48,21 +48,4 @@ fn provisioning(config: &Path) -> Option<Provisioning> {
     }
     let bytes = aziot_files::read_limited(config, LARGEST_CONFIG_BYTES).ok()?;
     toml::from_slice(&bytes).ok().map(|Provisioned { provisioning }| provisioning)
-}
-
-/// Source, and with DPS endpoint, scope and registration id.
-fn origin(provisioning: &Provisioning) -> (&'static str, Option<[Option<&str>; 3]>) {
-    match provisioning {
-        Provisioning::None => ("none", None),
-        Provisioning::Manual(_) => ("manual", None),
-        Provisioning::Dps(dps) => {
-            let registration_id = match &dps.attestation {
-                Attestation::SymmetricKey { registration_id, .. } | Attestation::Tpm { registration_id } => {
-                    Some(registration_id.as_str())
-                }
-                Attestation::X509 { registration_id, .. } => registration_id.as_ref().map(Subject::common_name),
-            };
-            ("dps", Some([Some(dps.global_endpoint.as_str()), Some(&dps.scope_id), registration_id]))
-        }
-    }
 }

@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use aziot_identityd_api::config::{Config, Payload};
+use aziot_identityd_api::config::{Config, Origin, Payload};
 use aziot_identityd_cloud::{self as cloud, Exchange, Registration};
 use aziot_log::chain;
 use serde_json::Value;
@@ -18,7 +18,7 @@ use crate::{
     modules::{Modules, on_disk},
     reconciliation::{self, Ours},
     settings::{DpsSource, Settings, Shared, Source},
-    state::{self, DeviceInfo, Origin, State},
+    state::{self, DeviceInfo, State},
 };
 
 /// What everybody may know about the device.
@@ -118,7 +118,7 @@ impl Provisioner {
 
     /// Records the device and where it comes from; another device than the one before has no modules of ours yet.
     async fn record(&self, device: &Device) -> Result<(), state::Error> {
-        let (info, origin) = (device.info.clone(), Origin::of(&device.settings.source));
+        let (info, origin) = (device.info.clone(), Origin::of(&device.settings.config.provisioning));
         let nothing = Ours::new(device.settings.config.clone(), &[]).settings();
         let record = move |state: &State| match state.device() {
             Some(recorded) if recorded == info => state.commit_origin(&origin),
@@ -131,7 +131,7 @@ impl Provisioner {
     async fn backup(&self, settings: &Settings) -> Option<DeviceInfo> {
         let (info, origin) = on_disk(&self.state, |state| (state.device(), state.origin())).await;
         let info = info?;
-        if origin.is_some_and(|origin| origin != Origin::of(&settings.source)) {
+        if origin.is_some_and(|origin| origin != Origin::of(&settings.config.provisioning)) {
             tracing::info!("the provisioning settings have changed: the device of the state is not used");
             return None;
         }

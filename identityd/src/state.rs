@@ -10,13 +10,11 @@ use std::{
 };
 
 use aziot_files::Mode;
-use aziot_identityd_api::config::Config;
+use aziot_identityd_api::config::{Config, Origin};
 use aziot_identityd_cloud::Module;
 use aziot_log::chain;
 use openssl::sha::sha256;
 use serde::{Deserialize, Serialize};
-
-use crate::settings::Source;
 
 const DEVICE: &str = "device_info";
 const PREVIOUS: &str = "prev_state";
@@ -73,41 +71,6 @@ pub(crate) struct DeviceInfo {
     pub(crate) local_gateway_hostname: String,
     /// Name of the device.
     pub(crate) device_id: String,
-}
-
-/// The settings that gave the device its identity: when they differ from today's, that identity is another device's.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Origin {
-    source: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    global_endpoint: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    scope_id: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    registration_id: Option<String>,
-}
-
-impl Origin {
-    /// The part of these settings that decides which device this is.
-    #[must_use]
-    pub(crate) fn of(source: &Source) -> Self {
-        let of = |source: &str| Self {
-            source: source.to_owned(),
-            global_endpoint: None,
-            scope_id: None,
-            registration_id: None,
-        };
-        match source {
-            Source::Off => of("none"),
-            Source::Manual { .. } => of("manual"),
-            Source::Dps(dps) => Self {
-                global_endpoint: Some(dps.endpoint.as_str().to_owned()),
-                scope_id: Some(dps.scope_id.clone()),
-                registration_id: Some(dps.registration_id.clone()),
-                ..of("dps")
-            },
-        }
-    }
 }
 
 /// A copy of a module; its keys are never in it.

@@ -1,5 +1,6 @@
 //! Configuration of the identity service: `/etc/aziot/identityd/config.toml` and its drop-ins.
 
+mod origin;
 mod principal;
 mod provisioning;
 mod subject;
@@ -9,6 +10,7 @@ use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 use aziot_http::{Endpoint, server::MaxRequests};
 use serde::{Deserialize, Serialize};
 
+pub use origin::Origin;
 pub use principal::{CertificateUse, IdType, LocalIdOptions, LocalIdType, Principal, module_name_is_valid};
 pub use provisioning::{
     Attestation, Dps, DpsEndpoint, Invalid as InvalidProvisioning, Manual, ManualAuthentication, Payload, Provisioning,

@@ -1,5 +1,7 @@
 use std::os::unix::fs::PermissionsExt as _;
 
+use aziot_identityd_api::config::Provisioning;
+
 use super::*;
 
 fn device() -> DeviceInfo {
@@ -46,7 +48,7 @@ fn paths_are_those_of_the_public_packages() {
 fn a_reconciliation_is_read_back_and_private() {
     let (folder, state) = open();
     assert_eq!((state.device(), state.previous(), state.origin()), (None, None, None));
-    let origin = Origin::of(&Source::Off);
+    let origin = Origin::of(&Provisioning::None);
     state.commit(&settings(), &device(), &origin).unwrap();
     assert_eq!(state.device(), Some(device()));
     assert_eq!(state.previous(), Some(settings()));
