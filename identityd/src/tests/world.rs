@@ -1,8 +1,10 @@
 //! A device with its key service and its cloud, in one process and one folder.
 
 use std::{
+    cell::RefCell,
     os::unix::fs::MetadataExt as _,
     path::PathBuf,
+    rc::Rc,
     sync::{
         Mutex,
         atomic::{AtomicBool, Ordering},
@@ -141,9 +143,15 @@ impl Network {
     }
 }
 
+thread_local! {
+    /// Folders of this thread's test. They go when the thread ends: after the test's runtime, whose last blocking task would
+    /// otherwise put a file into a folder that is gone.
+    static FOLDERS: RefCell<Vec<Rc<tempfile::TempDir>>> = const { RefCell::new(Vec::new()) };
+}
+
 /// What outlives a restart of the identity service.
 pub(super) struct World {
-    folder: tempfile::TempDir,
+    folder: Rc<tempfile::TempDir>,
     tasks: JoinSet<()>,
     shutdown: Shutdown,
     pub(super) port: u16,
@@ -163,7 +171,8 @@ pub(super) struct Service {
 
 impl World {
     pub(super) async fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = Rc::new(tempfile::tempdir().unwrap());
+        FOLDERS.with_borrow_mut(|folders| folders.push(Rc::clone(&folder)));
         let shutdown = Shutdown::new();
         let mut tasks = JoinSet::new();
 
