@@ -21,6 +21,8 @@ const NEEDS: &[Need] = &[
     Need { probe: &["pkg-config", "--exists", "openssl"], package: "libssl-dev" },
     Need { probe: &["openssl", "version"], package: "openssl" },
     Need { probe: &["curl", "--version"], package: "curl" },
+    // A PKCS#11 token in software, for the tests of the key service.
+    Need { probe: &["test", "-e", "/usr/lib/softhsm/libsofthsm2.so"], package: "softhsm2" },
 ];
 
 /// Makes sure that all of it is there: installs it as root, otherwise says how.
