@@ -46,7 +46,8 @@ fn settings(config: SuperConfig, findings: &mut Findings) -> Option<Settings> {
     warn_if_empty(findings, &["hostname"], config.hostname.as_deref());
     let local_gateway_hostname = gateway(&config, findings);
     let provisioning = provisioning::check(&config, findings);
-    let preloaded_keys = preloaded_keys(&config.preloaded_keys, findings);
+    let has_library = config.aziot_keys.contains_key("pkcs11_lib_path");
+    let preloaded_keys = preloaded_keys(&config.preloaded_keys, has_library, findings);
     let preloaded_certs = preloaded_certs(&config.preloaded_certs, findings);
     let est = config.cert_issuance.est.map(|est| certificates::est(est, findings));
     let local_ca = config.cert_issuance.local_ca.and_then(|local_ca| {
@@ -130,21 +131,21 @@ fn endpoints(endpoints: Endpoints, findings: &mut Findings) -> settings::Endpoin
     }
 }
 
+const NEEDS_LIBRARY: &str = "a token is reached through a PKCS#11 library: set `pkcs11_lib_path` in [aziot_keys]";
+
 fn check_aziot_keys(parameters: &BTreeMap<String, SecretText>, findings: &mut Findings) {
+    let has_library = parameters.contains_key("pkcs11_lib_path");
     for (name, uri) in parameters {
         let key_path = ["aziot_keys", name];
         match name.as_str() {
             "homedir_path" => {
                 findings.warn(&key_path, "the home of the key service is fixed; this value is replaced");
             }
-            "pkcs11_lib_path" => {
-                let message =
-                    "this version keeps keys in files only and has no PKCS#11 yet; remove the key to go on without";
-                findings.error(&key_path, message);
-            }
+            "pkcs11_lib_path" => {}
             "pkcs11_base_slot" => {
-                if findings.value(&key_path, uri.expose().parse::<Pkcs11Uri>()).is_some() {
-                    findings.warn(&key_path, "this version has no PKCS#11 yet; the token is not used");
+                findings.value(&key_path, uri.expose().parse::<Pkcs11Uri>());
+                if !has_library {
+                    findings.warn(&key_path, NEEDS_LIBRARY);
                 }
             }
             _ => findings.warn(&key_path, "the key library has no parameter of this name and will refuse to start"),
@@ -152,13 +153,21 @@ fn check_aziot_keys(parameters: &BTreeMap<String, SecretText>, findings: &mut Fi
     }
 }
 
-fn preloaded_keys(keys: &BTreeMap<String, SecretText>, findings: &mut Findings) -> BTreeMap<String, KeyUri> {
+fn preloaded_keys(
+    keys: &BTreeMap<String, SecretText>,
+    has_library: bool,
+    findings: &mut Findings,
+) -> BTreeMap<String, KeyUri> {
     let mut checked = BTreeMap::new();
     for (id, uri) in keys {
         if id.is_empty() {
             findings.error(&["preloaded_keys", id], "a key needs an id");
         }
-        checked.extend(key_uri(&["preloaded_keys", id], uri, findings).map(|uri| (id.clone(), uri)));
+        let uri = key_uri(&["preloaded_keys", id], uri, findings);
+        if matches!(uri, Some(KeyUri::Pkcs11(_))) && !has_library {
+            findings.warn(&["preloaded_keys", id], NEEDS_LIBRARY);
+        }
+        checked.extend(uri.map(|uri| (id.clone(), uri)));
     }
     checked
 }
@@ -176,11 +185,7 @@ fn preloaded_certs(certs: &BTreeMap<String, UriOrIds>, findings: &mut Findings) 
 }
 
 fn key_uri(key_path: &[&str], uri: &SecretText, findings: &mut Findings) -> Option<KeyUri> {
-    let uri = findings.value(key_path, uri.expose().parse())?;
-    if let KeyUri::Pkcs11(_) = uri {
-        findings.warn(key_path, "this version has no PKCS#11 yet; whoever uses this key will get an error");
-    }
-    Some(uri)
+    findings.value(key_path, uri.expose().parse())
 }
 
 fn cert_uri(key_path: &[&str], uri: &str, findings: &mut Findings) -> Option<Url> {

@@ -109,6 +109,8 @@ pub fn generate(settings: &Settings, surroundings: &Surroundings, findings: &mut
     let [keyd_endpoint, certd_endpoint, identityd_endpoint] = endpoints(settings, layout);
     Generated {
         keyd: keyd::Config {
+            // A vendor's library comes with a drop-in of its own.
+            keys_library: None,
             max_requests: settings.keyd_max_requests,
             aziot_keys,
             preloaded_keys,

@@ -1,6 +1,8 @@
 //! The daemons in one executable: the file name of `argv[0]` picks the service. One copy of every library on disk and in
 //! memory, however many services run.
 
+mod process_protection;
+
 use std::{env, ffi::OsString, path::Path, pin::pin, process::ExitCode};
 
 use anyhow::{Context as _, anyhow};
@@ -25,9 +27,10 @@ fn start() -> anyhow::Result<()> {
     // Descriptors are adopted before the first thread starts.
     let activation = Activation::from_environment().context("could not use the handed-over sockets")?;
     let service = Service::from_process_name(env::args_os().next()).context("could not read argv[0]")?;
-    // Key material does not end in a core file.
-    let no_core = Rlimit { current: Some(0), maximum: Some(0) };
-    rustix::process::setrlimit(Resource::Core, no_core).context("could not turn core dumps off")?;
+    process_protection::no_core_dumps().context("could not turn core dumps off")?;
+    if service == Service::Keys {
+        process_protection::no_debuggers().context("could not shut debuggers out")?;
+    }
     raise_file_limit();
     tracing::info!("Starting service...");
     tracing::info!("Version - {}", env!("CARGO_PKG_VERSION"));

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use aziot_keyd_api::key::KeyHandle;
-use aziot_keys::{Keys as Library, SymmetricUse};
+use aziot_keys::{KeyLibrary, KeyUsage, SymmetricUse};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use openssl::error::ErrorStack;
@@ -79,12 +79,12 @@ enum KeyId {
 
 /// Makes and checks handles.
 pub(crate) struct Handles {
-    library: Arc<Library>,
+    library: Arc<dyn KeyLibrary>,
 }
 
 impl Handles {
     /// Handles signed by the key [`HANDLE_KEY`] of `library`.
-    pub(crate) fn new(library: Arc<Library>) -> Handles {
+    pub(crate) fn new(library: Arc<dyn KeyLibrary>) -> Handles {
         Handles { library }
     }
 
@@ -132,11 +132,9 @@ impl Handles {
 
     async fn check_signature(&self, handle: &str) -> Result<KeyId, Error> {
         let (json, sig) = parts(handle).ok_or(Error::Invalid)?;
-        let (genuine, json) = self
-            .with_key(move |library| {
-                library.verify_hmac(SymmetricUse::Stored(HANDLE_KEY), &json, &sig).map(|genuine| (genuine, json))
-            })
-            .await?;
+        let json = Arc::new(json);
+        let signed = Arc::clone(&json);
+        let genuine = self.with_key(move |library| library.verify_hmac(HANDLE_KEY, &signed, &sig)).await?;
         if !genuine {
             return Err(Error::Invalid);
         }
@@ -144,17 +142,22 @@ impl Handles {
         serde_json::from_slice(&json).map(|signed: Signed| signed.key_id).map_err(|_| Error::Invalid)
     }
 
-    /// Runs `work` once the handle key is there; on this thread if the key is in memory.
+    /// Runs `work`, on this thread if the key is in memory; if that fails makes sure that the handle key is there and runs it again.
     async fn with_key<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Library) -> Result<T, aziot_keys::Error> + Send + 'static,
+        work: impl Fn(&dyn KeyLibrary) -> Result<T, aziot_keys::Error> + Send + 'static,
     ) -> Result<T, Error> {
-        let ready = self.library.is_ready(HANDLE_KEY);
-        let outcome = blocking::run(&self.library, ready, move |library| {
-            if !ready {
-                library.create_key(HANDLE_KEY)?;
-            }
-            work(library)
+        if self.library.is_ready(HANDLE_KEY)
+            && let Ok(outcome) = work(&*self.library)
+        {
+            return Ok(outcome);
+        }
+        let outcome = blocking::run(&self.library, false, move |library| {
+            work(library).or_else(|_| {
+                // It does not exist yet, or its file is empty. Whatever else is wrong with it, making it fails likewise.
+                library.create_key(HANDLE_KEY, KeyUsage::SIGN)?;
+                work(library)
+            })
         });
         Ok(outcome.await??)
     }
@@ -169,7 +172,7 @@ fn parts(handle: &str) -> Option<(Vec<u8>, Vec<u8>)> {
 
 #[cfg(test)]
 mod tests {
-    use aziot_keys::{Secret, Settings};
+    use aziot_keys::{Keys as Library, Secret, Settings};
     use openssl::sha::sha256;
     use tempfile::TempDir;
 
@@ -182,7 +185,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let library =
             Library::new(Settings { homedir_path: Some(folder.path().into()), ..Settings::default() }).unwrap();
-        library.import_key(HANDLE_KEY, &Secret::new((0..32).collect())).unwrap();
+        library.import_key(HANDLE_KEY, KeyUsage::SIGN, &Secret::new((0..32).collect())).unwrap();
         (folder, Handles::new(Arc::new(library)))
     }
 

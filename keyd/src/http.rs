@@ -6,10 +6,10 @@ use aziot_http::service::Routes;
 use aziot_http::{Base64, Peer, SecretBytes, Service, Status, StatusCode, with_causes};
 use aziot_keyd_api::VERSIONS;
 use aziot_keyd_api::derived_key::{CreateDerivedKey, ExportDerivedKey, ExportedKey};
-use aziot_keyd_api::key::{CreateKey, DeleteKey, Handle, KeyHandle, LoadKey, MoveKey};
+use aziot_keyd_api::key::{self, CreateKey, DeleteKey, Handle, KeyHandle, LoadKey, MoveKey};
 use aziot_keyd_api::key_pair::{CreateKeyPair, DeleteKeyPair, GetParameter, LoadKeyPair, MoveKeyPair, Parameter};
 use aziot_keyd_api::operation::{Ciphertext, Decrypt, Encrypt, Plaintext, Sign, Signature};
-use aziot_keys::Secret;
+use aziot_keys::{KeyUsage, Secret};
 
 use crate::error::Error;
 use crate::keys::Keys;
@@ -35,8 +35,8 @@ pub(crate) fn routes(keys: Arc<Keys>) -> Routes {
 }
 
 async fn create_key(keys: Arc<Keys>, peer: Peer, call: CreateKey) -> Result<Handle, Error> {
-    // Usage matters to tokens only; that it is there and well-formed was checked when the call was read.
-    keys.create_key(peer, call.key_id, call.key_bytes.map(|bytes| secret(&bytes))).await.map(handle)
+    let bytes = call.key_bytes.map(|bytes| secret(&bytes));
+    keys.create_key(peer, call.key_id, usage(call.usage), bytes).await.map(handle)
 }
 
 async fn load_key(keys: Arc<Keys>, peer: Peer, call: LoadKey) -> Result<Handle, Error> {
@@ -97,6 +97,17 @@ async fn decrypt(keys: Arc<Keys>, peer: Peer, call: Decrypt) -> Result<Plaintext
 
 fn handle(key_handle: KeyHandle) -> Handle {
     Handle { key_handle }
+}
+
+fn usage(usage: key::KeyUsage) -> KeyUsage {
+    let mut bits = KeyUsage::from_bits(0);
+    if usage.derive || usage.sign {
+        bits = bits.and(KeyUsage::SIGN);
+    }
+    if usage.encrypt {
+        bits = bits.and(KeyUsage::ENCRYPT);
+    }
+    bits
 }
 
 fn secret(bytes: &SecretBytes) -> Secret {

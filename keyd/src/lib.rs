@@ -13,6 +13,8 @@ mod reload;
 mod settings;
 #[cfg(test)]
 mod test_vectors;
+#[cfg(feature = "testing")]
+pub mod testing;
 #[cfg(test)]
 mod wire_tests;
 
@@ -21,7 +23,7 @@ use std::sync::Arc;
 use aziot_config::{Live, Sources};
 use aziot_http::{Activation, DaemonError, Limits, Listener, Server, Shutdown, daemon};
 use aziot_keyd_api::config::Config;
-use aziot_keys::{Keys as Library, SettingsError};
+use aziot_keys::KeyLibrary;
 
 use crate::keys::Keys;
 use crate::principals::Principals;
@@ -33,7 +35,11 @@ pub async fn run(sources: Sources, activation: Activation, shutdown: Shutdown) -
     let (config, live) =
         Live::<Config>::start(sources).map_err(|error| DaemonError::config(error.problem().is_some(), error))?;
     let listener = Listener::open(&config.endpoints.aziot_keyd, activation).map_err(DaemonError::service)?;
-    let keys = Arc::new(keys(&config)?);
+    let library = tokio::select! {
+        library = library(&config) => library?,
+        () = shutdown.cancelled() => return Ok(()),
+    };
+    let keys = Arc::new(Keys::new(library, Principals::new(&config.principal)));
     let server = Server::new(listener, Limits::new(config.max_requests));
     daemon::ready();
     tokio::select! {
@@ -42,12 +48,11 @@ pub async fn run(sources: Sources, activation: Activation, shutdown: Shutdown) -
     }
 }
 
-fn keys(config: &Config) -> Result<Keys, DaemonError> {
-    let settings = settings::library_settings(config.aziot_keys.clone(), config.preloaded_keys.clone())
-        .map_err(DaemonError::settings)?;
-    let library = Library::new(settings).map_err(|error| match error {
-        SettingsError::Folder(_) => DaemonError::service(error),
-        _ => DaemonError::settings(error),
-    })?;
-    Ok(Keys::new(library, Principals::new(&config.principal)))
+/// Gets the key library ready, on a thread that may block.
+async fn library(config: &Config) -> Result<Arc<dyn KeyLibrary>, DaemonError> {
+    let config = config.clone();
+    match tokio::task::spawn_blocking(move || settings::library(&config)).await {
+        Ok(outcome) => outcome,
+        Err(error) => Err(DaemonError::service(error)),
+    }
 }

@@ -32,7 +32,7 @@ fn apply(mut config: Config, started_with: &Config, keys: &Keys) {
 mod tests {
     use aziot_http::{Glob, Peer};
     use aziot_keyd_api::config::Principal;
-    use aziot_keys::{Keys as Library, Settings};
+    use aziot_keys::{KeyUsage, Keys as Library, Settings};
 
     use super::*;
 
@@ -43,12 +43,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let library =
             Library::new(Settings { homedir_path: Some(folder.path().into()), ..Settings::default() }).unwrap();
-        let keys = Keys::new(library, Principals::default());
+        let keys = Keys::new(Arc::new(library), Principals::default());
         for allowed in ["first", "second"] {
             let principal = vec![Principal { uid: USER.uid, keys: vec![Glob::new(allowed)] }];
             apply(Config { principal, ..Config::default() }, &Config::default(), &keys);
             for id in ["first", "second"] {
-                let created = keys.create_key(USER, id.to_owned(), None).await;
+                let created = keys.create_key(USER, id.to_owned(), KeyUsage::SIGN, None).await;
                 assert_eq!(created.is_ok(), id == allowed, "{id} where {allowed} is allowed");
             }
         }

@@ -1,15 +1,17 @@
 //! The service over a real socket: what a caller reads for each call, as `keys.md` sections 1, 2 and 10 give it.
+//!
+//! Each test runs twice: on the built-in library, and on the same library loaded as a vendor's, through its C ABI.
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use aziot_http::testing::TestServer;
 use aziot_http::{Glob, Peer};
 use aziot_keyd_api::config::Principal;
 use aziot_keyd_api::key::KeyHandle;
-use aziot_keys::{Keys as Library, Secret, Settings, file_name};
+use aziot_keys::{Foreign, KeyLibrary, KeyUsage, Keys as Library, PRELOADED_KEY, Secret, Settings, file_name};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
@@ -25,6 +27,52 @@ const INVALID_HANDLE: &str = "parameter \"handle\" has an invalid value\ncaused 
 const MECHANISM: &str =
     "parameter \"mechanism\" has an invalid value\ncaused by: mechanism cannot be used with this key type";
 const REFUSED: &str = "a parameter has an invalid value";
+const PRELOADED: &str =
+    "the key preloaded is preloaded: what is there is never overwritten, moved or deleted through the API";
+
+/// The key library behind the service.
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum Behind {
+    BuiltIn,
+    Abi,
+}
+
+macro_rules! run_behind_both {
+    ($($test:ident)*) => {
+        mod built_in { $(#[tokio::test] async fn $test() { super::$test(super::Behind::BuiltIn).await; })* }
+        mod abi { $(#[tokio::test] async fn $test() { super::$test(super::Behind::Abi).await; })* }
+    };
+}
+
+run_behind_both! {
+    the_worked_examples_over_the_wire
+    symmetric_keys_are_made_kept_imported_loaded_and_deleted
+    key_pairs_are_made_kept_moved_and_deleted
+    a_move_is_checked_before_anything_else
+    bad_bodies_are_422
+    bad_parameters_are_400
+    the_table_of_aead_refusals
+    each_mechanism_wants_its_kind_of_key
+    a_derived_key_is_checked_when_it_is_used
+    a_handle_that_was_tampered_with_opens_nothing
+    the_handle_key_is_out_of_everybodys_reach
+    an_existing_preloaded_key_stays
+    the_table_of_ids_in_paths
+    damaged_key_files_are_500_and_stay
+    texts_without_measure_are_refused
+    principals_decide_and_may_change
+    callers_who_race_for_one_id_get_one_key
+}
+
+/// `libaziot_keys.so` of this build with `settings`. Each copy of the file has parameters of its own in this process.
+fn through_the_abi(folder: &Path, settings: &Settings) -> Foreign {
+    let built = std::env::current_exe().unwrap().with_file_name("libaziot_keys.so");
+    let copy = folder.join("libaziot_keys.so");
+    fs::copy(built, &copy).unwrap();
+    let home = settings.homedir_path.iter().map(|home| ("homedir_path".to_owned(), home.display().to_string()));
+    let preloaded = settings.preloaded_keys.iter().map(|(id, uri)| (format!("{PRELOADED_KEY}{id}"), uri.clone()));
+    Foreign::load(&copy, home.chain(preloaded).collect(), Foreign::LIMIT).unwrap()
+}
 
 /// A service over a home directory that holds the keys of the worked examples.
 struct Daemon {
@@ -34,7 +82,7 @@ struct Daemon {
 }
 
 impl Daemon {
-    fn start() -> Daemon {
+    fn start(behind: Behind) -> Daemon {
         let folder = tempfile::tempdir().unwrap();
         let preloaded = format!("file://{}", folder.path().join("preloaded").display());
         let settings = Settings {
@@ -45,9 +93,12 @@ impl Daemon {
             ]),
             ..Settings::default()
         };
-        let library = Library::new(settings).unwrap();
-        library.import_key(HANDLE_KEY, &Secret::new((0..32).collect())).unwrap();
-        library.import_key("k1", &Secret::new((0x40..0x60).collect())).unwrap();
+        let library: Arc<dyn KeyLibrary> = match behind {
+            Behind::BuiltIn => Arc::new(Library::new(settings).unwrap()),
+            Behind::Abi => Arc::new(through_the_abi(folder.path(), &settings)),
+        };
+        library.import_key(HANDLE_KEY, KeyUsage::SIGN, &Secret::new((0..32).collect())).unwrap();
+        library.import_key("k1", KeyUsage::SIGN, &Secret::new((0x40..0x60).collect())).unwrap();
         let everything = |uid| Principal { uid, keys: vec![Glob::new("*")] };
         // The uid of the tests, whatever it is, and the one that `peer` is given.
         let own_uid = std::os::unix::fs::MetadataExt::uid(&folder.path().metadata().unwrap());
@@ -117,9 +168,8 @@ fn aead(handle: &str, iv: &[u8], member: &str, data: &[u8]) -> Value {
     json!({"keyHandle": handle, "algorithm": "AEAD", "parameters": {"iv": b64(iv), "aad": b64("$iotedged")}, member: b64(data)})
 }
 
-#[tokio::test]
-async fn the_worked_examples_over_the_wire() {
-    let daemon = Daemon::start();
+async fn the_worked_examples_over_the_wire(behind: Behind) {
+    let daemon = Daemon::start(behind);
     let answer = daemon.post("/sign", hmac(HK, "hello")).await;
     assert_eq!(answer, (200, r#"{"signature":"AQQykAlNzSEQds2eZsR49XiRhWw9v1lQ9RFBkRtspDM="}"#.to_owned()));
 
@@ -141,9 +191,8 @@ async fn the_worked_examples_over_the_wire() {
     assert_eq!(STANDARD.decode(derived_text).unwrap()[..4], [0x02, 0x8d, 0x25, 0x0a]);
 }
 
-#[tokio::test]
-async fn symmetric_keys_are_made_kept_imported_loaded_and_deleted() {
-    let daemon = Daemon::start();
+async fn symmetric_keys_are_made_kept_imported_loaded_and_deleted(behind: Behind) {
+    let daemon = Daemon::start(behind);
     let first = daemon.key("k").await;
     let bytes = fs::read(daemon.path("k")).unwrap();
     let null = json!({"keyId": "k", "usage": "derive,encrypt", "keyBytes": null, "unknown": {}});
@@ -165,9 +214,8 @@ async fn symmetric_keys_are_made_kept_imported_loaded_and_deleted() {
     assert_eq!(daemon.post("/sign", hmac(&second, "m")).await.0, 200, "works again with the new key");
 }
 
-#[tokio::test]
-async fn key_pairs_are_made_kept_moved_and_deleted() {
-    let daemon = Daemon::start();
+async fn key_pairs_are_made_kept_moved_and_deleted(behind: Behind) {
+    let daemon = Daemon::start(behind);
     let old = daemon.pair("old", "ec-p256").await;
     let new = daemon.pair("new", "rsa-2048:*").await;
     assert_eq!(daemon.ok("/parameters/algorithm", json!({"keyHandle": old}), "value").await, "ECDSA");
@@ -178,7 +226,8 @@ async fn key_pairs_are_made_kept_moved_and_deleted() {
     let name = "parameter \"name\" has an invalid value\ncaused by: there is no such parameter of this key";
     daemon.refused("/parameters/other", json!({"keyHandle": old}), 400, name).await;
     daemon.refused("/parameters/rsa-modulus", json!({"keyHandle": old}), 400, REFUSED).await;
-    daemon.refused("/parameters/algorithm", json!({"keyHandle": HK}), 400, name).await;
+    let message = if behind == Behind::Abi { REFUSED } else { name };
+    daemon.refused("/parameters/algorithm", json!({"keyHandle": HK}), 400, message).await;
 
     let signature = daemon.ok("/sign", ecdsa(&old), "signature").await;
     assert_eq!(STANDARD.decode(signature).unwrap()[0], 0x30);
@@ -204,9 +253,8 @@ async fn key_pairs_are_made_kept_moved_and_deleted() {
     assert!(!daemon.path("old").exists());
 }
 
-#[tokio::test]
-async fn a_move_is_checked_before_anything_else() {
-    let daemon = Daemon::start();
+async fn a_move_is_checked_before_anything_else(behind: Behind) {
+    let daemon = Daemon::start(behind);
     let identical = "source and destination for move are identical";
     daemon.refused("/keypair/handle-validation-key", json!({"from": HANDLE_KEY}), 400, identical).await;
     daemon.refused("/key/k1", json!({"from": "k1"}), 400, identical).await;
@@ -215,9 +263,8 @@ async fn a_move_is_checked_before_anything_else() {
     daemon.refused("/keypair/k1", Value::Null, 400, "missing request body").await;
 }
 
-#[tokio::test]
-async fn bad_bodies_are_422() {
-    let daemon = Daemon::start();
+async fn bad_bodies_are_422(behind: Behind) {
+    let daemon = Daemon::start(behind);
     for body in [
         json!({"keyId": "k"}),
         json!({"keyId": "k", "keyBytes": b64("x")}),
@@ -241,9 +288,8 @@ async fn bad_bodies_are_422() {
     assert!(!daemon.path("k").exists());
 }
 
-#[tokio::test]
-async fn bad_parameters_are_400() {
-    let daemon = Daemon::start();
+async fn bad_parameters_are_400(behind: Behind) {
+    let daemon = Daemon::start(behind);
     for algorithms in ["", "foo", "EC-P256", " ec-p256"] {
         daemon.refused("/keypair", json!({"keyId": "p", "preferredAlgorithms": algorithms}), 400, REFUSED).await;
     }
@@ -259,9 +305,8 @@ async fn bad_parameters_are_400() {
     assert_eq!(daemon.get("/key/a%00b").await.0, 400);
 }
 
-#[tokio::test]
-async fn the_table_of_aead_refusals() {
-    let daemon = Daemon::start();
+async fn the_table_of_aead_refusals(behind: Behind) {
+    let daemon = Daemon::start(behind);
     let mut ciphertext =
         STANDARD.decode(daemon.ok("/encrypt", aead(HK, &[1; 12], "plaintext", b"text"), "ciphertext").await).unwrap();
     for iv in [0, 129] {
@@ -278,9 +323,8 @@ async fn the_table_of_aead_refusals() {
     daemon.refused("/encrypt", aead(&short, &[1; 12], "plaintext", b"text"), 500, "internal error").await;
 }
 
-#[tokio::test]
-async fn each_mechanism_wants_its_kind_of_key() {
-    let daemon = Daemon::start();
+async fn each_mechanism_wants_its_kind_of_key(behind: Behind) {
+    let daemon = Daemon::start(behind);
     let pair = daemon.pair("pair", "*").await;
     let derive = json!({"baseKeyHandle": HK, "derivationData": ""});
     let derived = daemon.ok("/derivedkey", derive, "keyHandle").await;
@@ -316,9 +360,8 @@ async fn each_mechanism_wants_its_kind_of_key() {
     daemon.refused("/derivedkey", body, 400, &handle(nested)).await;
 }
 
-#[tokio::test]
-async fn a_derived_key_is_checked_when_it_is_used() {
-    let daemon = Daemon::start();
+async fn a_derived_key_is_checked_when_it_is_used(behind: Behind) {
+    let daemon = Daemon::start(behind);
     let (gone, pair) = (daemon.key("gone").await, daemon.pair("pair", "*").await);
     daemon.call("DELETE", "/key", &json!({"keyHandle": gone})).await;
     for base in [gone, pair] {
@@ -329,9 +372,8 @@ async fn a_derived_key_is_checked_when_it_is_used() {
     }
 }
 
-#[tokio::test]
-async fn a_handle_that_was_tampered_with_opens_nothing() {
-    let daemon = Daemon::start();
+async fn a_handle_that_was_tampered_with_opens_nothing(behind: Behind) {
+    let daemon = Daemon::start(behind);
     for handle in ["", "k1", &HK.replace("0t97", "0t98"), HK.trim_end_matches('='), &format!("{HK}\u{e9}")] {
         let h = json!({"keyHandle": handle});
         daemon.refused("/sign", hmac(handle, "m"), 400, INVALID_HANDLE).await;
@@ -343,9 +385,8 @@ async fn a_handle_that_was_tampered_with_opens_nothing() {
     assert!(daemon.path("k1").exists());
 }
 
-#[tokio::test]
-async fn the_handle_key_is_out_of_everybodys_reach() {
-    let daemon = Daemon::start();
+async fn the_handle_key_is_out_of_everybodys_reach(behind: Behind) {
+    let daemon = Daemon::start(behind);
     let uid = std::os::unix::fs::MetadataExt::uid(&daemon.folder.path().metadata().unwrap());
     let message = format!("user {uid} is not authorized to access the key {HANDLE_KEY}");
     let create = json!({"keyId": HANDLE_KEY, "usage": "sign"});
@@ -374,25 +415,26 @@ async fn the_handle_key_is_out_of_everybodys_reach() {
     assert_eq!(daemon.post("/sign", hmac(HK, "m")).await.0, 200);
 }
 
-#[tokio::test]
-async fn an_existing_preloaded_key_is_403() {
-    let daemon = Daemon::start();
+async fn an_existing_preloaded_key_stays(behind: Behind) {
+    // The ABI has no code for it.
+    let (status, message) = match behind {
+        Behind::BuiltIn => (403, PRELOADED),
+        Behind::Abi => (400, REFUSED),
+    };
+    let daemon = Daemon::start(behind);
     let handle = daemon.pair("preloaded", "*").await;
     let pem = fs::read(daemon.folder.path().join("preloaded")).unwrap();
-    let message =
-        "the key preloaded is preloaded: what is there is never overwritten, moved or deleted through the API";
     let import = json!({"keyId": "preloaded", "usage": "sign", "keyBytes": b64("x")});
-    daemon.refused("/key", import, 403, message).await;
-    daemon.refused("/keypair/new", json!({"from": "preloaded"}), 403, message).await;
+    daemon.refused("/key", import, status, message).await;
+    daemon.refused("/keypair/new", json!({"from": "preloaded"}), status, message).await;
     daemon.pair("new", "*").await;
-    daemon.refused("/keypair/preloaded", json!({"from": "new"}), 403, message).await;
-    assert_eq!(daemon.call("DELETE", "/keypair", &json!({"keyHandle": handle})).await.0, 403);
+    daemon.refused("/keypair/preloaded", json!({"from": "new"}), status, message).await;
+    assert_eq!(daemon.call("DELETE", "/keypair", &json!({"keyHandle": handle})).await.0, status);
     assert_eq!(fs::read(daemon.folder.path().join("preloaded")).unwrap(), pem);
 }
 
-#[tokio::test]
-async fn the_table_of_ids_in_paths() {
-    let daemon = Daemon::start();
+async fn the_table_of_ids_in_paths(behind: Behind) {
+    let daemon = Daemon::start(behind);
     for id in ["a/b c%?é", "a%41", "per%cent", "plus+x"] {
         daemon.key(id).await;
     }
@@ -411,9 +453,8 @@ async fn the_table_of_ids_in_paths() {
     }
 }
 
-#[tokio::test]
-async fn texts_without_measure_are_refused() {
-    let daemon = Daemon::start();
+async fn texts_without_measure_are_refused(behind: Behind) {
+    let daemon = Daemon::start(behind);
     let base = daemon.key("base").await;
     let long = "x".repeat(10_000);
     for (path, body) in [
@@ -428,9 +469,8 @@ async fn texts_without_measure_are_refused() {
     }
 }
 
-#[tokio::test]
-async fn damaged_key_files_are_500_and_stay() {
-    let daemon = Daemon::start();
+async fn damaged_key_files_are_500_and_stay(behind: Behind) {
+    let daemon = Daemon::start(behind);
     let handle = daemon.pair("pair", "*").await;
     let pem = fs::read(daemon.path("pair")).unwrap();
     let half = &pem[..pem.len() / 2];
@@ -442,21 +482,20 @@ async fn damaged_key_files_are_500_and_stay() {
     assert_eq!(daemon.post("/sign", hmac(HK, "m")).await.0, 200, "the rest goes on working");
 }
 
-#[tokio::test]
-async fn principals_decide_and_may_change() {
-    let daemon = Daemon::start();
+async fn principals_decide_and_may_change(behind: Behind) {
+    let daemon = Daemon::start(behind);
     let keys = &daemon.keys;
     let peer = Peer { uid: 4_000_000, gid: 1, pid: 1 };
     let entry = |keys: &[&str]| Principal { uid: peer.uid, keys: keys.iter().map(|key| Glob::new(*key)).collect() };
     keys.set_principals(Principals::new(&[entry(&["mine-*"])]));
-    let handle = keys.create_key(peer, "mine-1".into(), None).await.unwrap();
-    let error = keys.create_key(peer, "other".into(), None).await.unwrap_err();
+    let handle = keys.create_key(peer, "mine-1".into(), KeyUsage::SIGN, None).await.unwrap();
+    let error = keys.create_key(peer, "other".into(), KeyUsage::SIGN, None).await.unwrap_err();
     assert_eq!(error.to_string(), "user 4000000 is not authorized to access the key other");
     for refused in [
         keys.load_key(peer, "other".into()).await,
         keys.create_key_pair(peer, "other".into(), None).await,
         keys.load_key_pair(peer, "other".into()).await,
-        keys.create_key(peer, "oth\0er".into(), None).await,
+        keys.create_key(peer, "oth\0er".into(), KeyUsage::SIGN, None).await,
     ] {
         assert!(matches!(refused, Err(crate::error::Error::Unauthorized { .. })));
     }
@@ -471,9 +510,8 @@ async fn principals_decide_and_may_change() {
     assert!(keys.sign(peer, &handle, mechanism).await.is_ok(), "handles stay good");
 }
 
-#[tokio::test]
-async fn callers_who_race_for_one_id_get_one_key() {
-    let daemon = Daemon::start();
+async fn callers_who_race_for_one_id_get_one_key(behind: Behind) {
+    let daemon = Daemon::start(behind);
     let create = || daemon.post("/keypair", json!({"keyId": "pair"}));
     let (a, b, c) = tokio::join!(create(), create(), create());
     let mut points = Vec::new();

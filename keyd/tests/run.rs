@@ -117,6 +117,23 @@ async fn keys_and_handles_survive_a_restart() {
     running.stop().await;
 }
 
+/// The library of this build, as a vendor's.
+#[tokio::test]
+async fn a_key_library_of_its_own_takes_over_the_home() {
+    let device = Device::new();
+    let running = device.start().await;
+    let handle = create(&device.client(), "k").await.unwrap();
+    let signature = sign(&device.client(), &handle).await;
+    running.stop().await;
+
+    let library = std::env::current_exe().unwrap().with_file_name("libaziot_keys.so");
+    device.put("config.d/library.toml", &format!("keys_library = \"{}\"\n", library.display()));
+    let running = device.start().await;
+    assert_eq!(sign(&device.client(), &handle).await, signature);
+    create(&device.client(), "new").await.unwrap();
+    running.stop().await;
+}
+
 #[tokio::test]
 async fn unusable_settings_end_the_service_for_good() {
     let device = Device::new();
@@ -126,6 +143,10 @@ async fn unusable_settings_end_the_service_for_good() {
         ("[preloaded_keys]\nk = \"http://x\"", "\"k\""),
         ("[preloaded_keys]\n\"\" = \"file:///x\"", "empty id"),
         ("[preloaded_keys]\nk = 5", "preloaded_keys"),
+        ("keys_library = \"vendor.so\"", "must start with a slash"),
+        ("keys_library = \"/nonexistent/vendor.so\"", "/nonexistent/vendor.so"),
+        ("keys_library = \"/\"", "not a regular file"),
+        ("keys_library = \"/proc/self/exe\"", "key library /proc/self/exe"),
         ("max_requests = ", "z.toml"),
     ] {
         device.put("config.d/z.toml", text);

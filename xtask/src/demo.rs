@@ -26,7 +26,7 @@ pub(crate) fn run(folder: Option<PathBuf>, keep: bool) -> Result<()> {
         let _ = sender.send(());
     })
     .context("could not listen for Ctrl-C")?;
-    packages::ensure()?;
+    packages::ensure_for_build()?;
     let temporary = match folder {
         Some(_) => None,
         None => Some(tempfile::Builder::new().prefix("aziot-demo-").tempdir().context("could not make a folder")?),

@@ -1,8 +1,9 @@
-//! The one door to this repository: `cargo xtask demo` and `cargo xtask test`.
+//! The one door to this repository: `cargo xtask demo`, `cargo xtask test` and `cargo xtask bench`.
 //!
 //! Plain Rust without native dependencies, so that it runs where there is nothing but cargo; what the rest needs it installs.
 
 mod arrows;
+mod bench;
 mod demo;
 mod packages;
 mod report;
@@ -39,12 +40,27 @@ enum Task {
     ///
     /// Installs what the tests need first. This is what continuous integration runs.
     Test,
+    /// Measures the key service over its socket, beside raw OpenSSL, and says whether it meets its targets.
+    ///
+    /// Wants a machine that does nothing else. docs/benchmarks.md explains the table.
+    Bench {
+        /// How long each line of the table is measured.
+        #[arg(long, default_value_t = 3, value_name = "N")]
+        seconds: u64,
+        /// File to write the figures to, as JSON.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+        /// Measures only operations whose name contains this, and neither scenarios nor targets that need others.
+        #[arg(long, value_name = "TEXT")]
+        only: Option<String>,
+    },
 }
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().task {
         Task::Demo { dir, keep } => demo::run(dir, keep),
         Task::Test => verify::run(),
+        Task::Bench { seconds, json, only } => bench::run(seconds, json.as_deref(), only.as_deref()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

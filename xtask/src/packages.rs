@@ -15,19 +15,36 @@ struct Need {
     package: &'static str,
 }
 
-const NEEDS: &[Need] = &[
+/// For building and for the demo.
+const BUILD: &[Need] = &[
     Need { probe: &["cc", "--version"], package: "gcc" },
     Need { probe: &["pkg-config", "--version"], package: "pkg-config" },
     Need { probe: &["pkg-config", "--exists", "openssl"], package: "libssl-dev" },
     Need { probe: &["openssl", "version"], package: "openssl" },
     Need { probe: &["curl", "--version"], package: "curl" },
-    Need { probe: &["unshare", "--version"], package: "util-linux" },
-    Need { probe: &["mount", "--version"], package: "mount" },
 ];
 
-/// Makes sure that all of it is there: installs it as root, otherwise says how.
-pub(crate) fn ensure() -> Result<()> {
-    let missing: Vec<&str> = NEEDS.iter().filter(|need| !works(need.probe)).map(|need| need.package).collect();
+/// For the tests besides.
+const TEST: &[Need] = &[
+    // Full disks are small file systems in a name space of their own.
+    Need { probe: &["unshare", "--version"], package: "util-linux" },
+    Need { probe: &["mount", "--version"], package: "mount" },
+    // A PKCS#11 token in software, for the tests of the key service.
+    Need { probe: &["test", "-e", "/usr/lib/softhsm/libsofthsm2.so"], package: "softhsm2" },
+];
+
+/// Makes sure that building and the demo have what they need: installs it as root, otherwise says how.
+pub(crate) fn ensure_for_build() -> Result<()> {
+    ensure(&BUILD.iter().collect::<Vec<_>>())
+}
+
+/// The same for the tests.
+pub(crate) fn ensure_for_tests() -> Result<()> {
+    ensure(&BUILD.iter().chain(TEST).collect::<Vec<_>>())
+}
+
+fn ensure(needs: &[&Need]) -> Result<()> {
+    let missing: Vec<&str> = needs.iter().filter(|need| !works(need.probe)).map(|need| need.package).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -43,7 +60,7 @@ pub(crate) fn ensure() -> Result<()> {
     let mut arguments = vec!["install", "--yes", "--no-install-recommends"];
     arguments.extend(&missing);
     apt(&arguments)?;
-    match NEEDS.iter().find(|need| !works(need.probe)) {
+    match needs.iter().find(|need| !works(need.probe)) {
         Some(need) => bail!("`{}` does not work although {} is installed", need.probe.join(" "), need.package),
         None => Ok(()),
     }

@@ -9,7 +9,7 @@ use crate::{packages, report};
 /// Runs all checks and stops at the first that fails.
 pub(crate) fn run() -> Result<()> {
     let begun = Instant::now();
-    packages::ensure()?;
+    packages::ensure_for_tests()?;
     packages::ensure_components()?;
     cargo("format", &["fmt", "--all", "--check"])?;
     cargo("lints", &["clippy", "--workspace", "--all-targets", "--locked", "--quiet", "--", "--deny", "warnings"])?;

@@ -222,11 +222,12 @@ impl Serving {
                 let Some(permit) = slot.hold().await else { return Err(OverLimit) };
                 let held = Arc::clone(&permit);
                 // The call runs to its end even when its client hangs up: a half-done key operation is worse than a wasted one.
-                let call = calls.spawn(async move {
+                // Boxed: tokio copies what it is given several times over, and this is some kilobytes.
+                let call = calls.spawn(Box::pin(async move {
                     let response = answer(routes, peer, request.map(Body::new)).await;
                     drop(held);
                     response
-                });
+                }));
                 let response = call.await.unwrap_or_else(|_| internal_error());
                 slot.answered(permit);
                 Ok(response)

@@ -102,7 +102,7 @@ impl Routes {
             Ok(query) => query,
             Err(failure) => return failure.into_response(),
         };
-        request.extensions_mut().insert(query);
+        request.extensions_mut().insert(Arc::new(query));
         match self.router.clone().oneshot(request).await {
             Ok(response) => response,
             Err(never) => match never {},
@@ -111,7 +111,6 @@ impl Routes {
 }
 
 /// The decoded query of a request whose api-version is one of the service's.
-#[derive(Clone)]
 struct Query {
     version: ApiVersion,
     pairs: Vec<(String, String)>,
@@ -137,7 +136,7 @@ impl Query {
 
 async fn dispatch(
     State(mounted): State<Arc<[Mounted]>>,
-    Extension(query): Extension<Query>,
+    Extension(query): Extension<Arc<Query>>,
     Extension(peer): Extension<Peer>,
     mut request: Request,
 ) -> Result<Response, Failure> {

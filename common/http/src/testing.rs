@@ -9,7 +9,10 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{Endpoint, Limits, Listener, Server, Shutdown, server::MaxRequests, service::Routes};
+use http::{Request, StatusCode};
+use http_body_util::BodyExt as _;
+
+use crate::{Endpoint, Limits, Listener, Peer, Server, Shutdown, server::MaxRequests, service::Routes};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -106,6 +109,18 @@ impl Drop for TestServer {
     fn drop(&mut self) {
         self.server.abort();
     }
+}
+
+/// Answers a request as the server does, without a socket and without a log line: for fuzz targets and benchmarks.
+///
+/// # Panics
+/// When the body of the answer fails, which one in memory cannot.
+pub async fn answer(routes: &Routes, peer: Peer, request: Request<Vec<u8>>) -> (StatusCode, Vec<u8>) {
+    let mut request = request.map(axum::body::Body::from);
+    request.extensions_mut().insert(peer);
+    let (head, body) = routes.answer(request).await.into_parts();
+    let body = body.collect().await.expect("a body in memory").to_bytes();
+    (head.status, body.to_vec())
 }
 
 /// Reads one answer; `None` when the connection ended before its first byte.

@@ -161,6 +161,11 @@ fn is_quoted(value: &str) -> bool {
 }
 
 fn push_escaped(line: &mut String, text: &str) {
+    // Nearly all text is such, and every request writes a line of it.
+    if text.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+        line.push_str(text);
+        return;
+    }
     for character in text.chars() {
         push_character(line, character);
     }

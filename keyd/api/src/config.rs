@@ -1,6 +1,7 @@
 //! Configuration of the key service: `/etc/aziot/keyd/config.toml` and its drop-ins.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use aziot_http::{Endpoint, Glob, server::MaxRequests};
 use serde::{Deserialize, Serialize};
@@ -11,7 +12,10 @@ pub struct Config {
     /// Requests of one uid that are worked on at once. Default 10. Read at start only.
     #[serde(default, skip_serializing_if = "MaxRequests::is_default")]
     pub max_requests: MaxRequests,
-    /// Parameters of the key library: `homedir_path`, `pkcs11_lib_path`, `pkcs11_base_slot`; it refuses others. Read at start only.
+    /// Absolute path of a vendor's key library, a `libaziot_keys.so`, to use instead of the built-in one. Read at start only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keys_library: Option<PathBuf>,
+    /// Parameters of the key library. The built-in one has `homedir_path`, `pkcs11_lib_path`, `pkcs11_base_slot`, and refuses others. Read at start only.
     #[serde(default)]
     pub aziot_keys: BTreeMap<String, String>,
     /// Key id to `file:` or `pkcs11:` URI. Read at start only.

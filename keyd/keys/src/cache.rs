@@ -4,9 +4,10 @@
 //! read or a key is used; two callers who miss at the same time both read the file, which does no harm.
 
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::content::Content;
@@ -39,32 +40,37 @@ impl From<&Metadata> for Stamp {
 
 #[derive(Default)]
 pub(crate) struct Cache {
-    entries: RwLock<HashMap<PathBuf, (Stamp, Arc<Content>)>>,
+    /// By the bytes of the path: hashing a `Path` takes it apart.
+    entries: RwLock<HashMap<OsString, (Stamp, Arc<Content>)>>,
 }
 
 impl Cache {
     pub(crate) fn get(&self, path: &Path, stamp: Stamp) -> Option<Arc<Content>> {
         let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
-        entries.get(path).filter(|(known, _)| *known == stamp).map(|(_, content)| Arc::clone(content))
+        entries.get(path.as_os_str()).filter(|(known, _)| *known == stamp).map(|(_, content)| Arc::clone(content))
+    }
+
+    /// Whether some state of the file is known, the present one or an older.
+    pub(crate) fn has(&self, path: &Path) -> bool {
+        self.entries.read().unwrap_or_else(PoisonError::into_inner).contains_key(path.as_os_str())
     }
 
     /// `stamp` is from before the file was read: if it changed meanwhile, the next look-up misses.
     pub(crate) fn put(&self, path: &Path, stamp: Stamp, content: &Arc<Content>) {
         let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
-        if entries.len() >= LIMIT && !entries.contains_key(path) {
+        if entries.len() >= LIMIT && !entries.contains_key(path.as_os_str()) {
             // Any will do: it is read again when it is used again.
             if let Some(victim) = entries.keys().next().cloned() {
                 entries.remove(&victim);
             }
         }
-        entries.insert(path.to_owned(), (stamp, Arc::clone(content)));
+        entries.insert(path.as_os_str().to_owned(), (stamp, Arc::clone(content)));
     }
 
     /// Wipes the key from memory once its last user is done with it.
     pub(crate) fn forget(&self, path: &Path) {
-        let is_known = self.entries.read().unwrap_or_else(PoisonError::into_inner).contains_key(path);
-        if is_known {
-            self.entries.write().unwrap_or_else(PoisonError::into_inner).remove(path);
+        if self.has(path) {
+            self.entries.write().unwrap_or_else(PoisonError::into_inner).remove(path.as_os_str());
         }
     }
 }

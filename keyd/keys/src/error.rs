@@ -2,10 +2,15 @@
 //!
 //! The three variants of [`Error`] are what a status or a return code is chosen from; what exactly happened is the source.
 
+use std::ffi::NulError;
 use std::io;
 use std::path::PathBuf;
 
 use openssl::error::ErrorStack;
+
+use crate::token::TokenError;
+
+use crate::foreign::CallError;
 
 /// A call on a key that failed. Names the key; the reason is its source, except for [`Error::Preloaded`], which says everything.
 #[derive(Debug, thiserror::Error)]
@@ -19,7 +24,7 @@ pub enum Error {
         source: Invalid,
     },
     /// The call would overwrite, move or delete a key that an operator put there; nothing was changed.
-    #[error("the key {id:?} is preloaded and its file exists: it is never overwritten, moved or deleted")]
+    #[error("the key {id:?} is preloaded and exists: it is never overwritten, moved or deleted")]
     Preloaded {
         /// The key.
         id: String,
@@ -71,8 +76,10 @@ pub enum Invalid {
     /// No location has the key.
     #[error("there is no such key")]
     NotFound,
-    /// The key is not preloaded, and `homedir_path` is not set.
-    #[error("without homedir_path in [aziot_keys] there is no place for keys that are not preloaded")]
+    /// The key is not preloaded, and neither `homedir_path` nor a token for new keys is set.
+    #[error(
+        "there is no place for keys that are not preloaded: [aziot_keys] has neither homedir_path nor pkcs11_lib_path with pkcs11_base_slot"
+    )]
     NoHome,
     /// The key is preloaded from a token, and no PKCS#11 library is set.
     #[error("the key is preloaded from a PKCS#11 token, but pkcs11_lib_path in [aziot_keys] is not set")]
@@ -98,12 +105,33 @@ pub enum Invalid {
     /// An operation or parameter of another kind of key pair.
     #[error("the key pair's algorithm does not have this")]
     WrongAlgorithm,
+    /// A usage that no key on a token can have.
+    #[error("a token takes keys that either sign and derive or encrypt, not both and not neither")]
+    Usage,
+    /// The token makes key pairs of none of the preferred algorithms.
+    #[error("the token can make a key pair of none of the preferred algorithms")]
+    NoAlgorithmOfToken,
+    /// An object on a token is to be moved, replaced or deleted, and the key's URI does not say which one.
+    #[error("the pkcs11 URI of the key has no object, so it cannot be moved or deleted")]
+    NoLabel,
+    /// A move from a file to a token, the other way round, or between tokens.
+    #[error("a key pair cannot be moved between files and tokens, nor from one token to another")]
+    MoveBetweenPlaces,
+    /// A ciphertext of a layout that is decrypted with file keys only.
+    #[error("ciphertexts of version 1 cannot be decrypted with a key on a token")]
+    OldCiphertextForToken,
     /// A ciphertext without version, or too short to hold a tag.
     #[error("the ciphertext is too short")]
     CiphertextTooShort,
     /// A ciphertext whose first byte is no known version.
     #[error("the ciphertext has the unknown version {0}")]
     CiphertextVersion(u8),
+    /// A vendor's library gives no other reason.
+    #[error("the key library refuses it: there is no such key, or a parameter is invalid")]
+    Refused,
+    /// An id or another text that cannot be said in C.
+    #[error("a key library cannot be asked for a text with a NUL byte")]
+    Nul(#[source] NulError),
 }
 
 /// What failed on this side.
@@ -155,9 +183,18 @@ pub enum Failure {
     /// The tag does not match: wrong key, initialization vector or additional data, or altered ciphertext.
     #[error("the ciphertext was altered, or made with another key, initialization vector or additional data")]
     NotAuthentic,
+    /// The PKCS#11 token.
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    /// Every place where the key could be made refused it.
+    #[error("no place for the key can hold it")]
+    NoPlace(#[source] TokenError),
     /// The cryptographic operation itself.
     #[error("OpenSSL refused the operation")]
     OpenSsl(#[from] ErrorStack),
+    /// A vendor's library.
+    #[error(transparent)]
+    Foreign(#[from] CallError),
 }
 
 /// Why the contents of a file are no usable key pair.
@@ -214,6 +251,12 @@ impl From<Failure> for Problem {
 impl From<aziot_files::Error> for Problem {
     fn from(error: aziot_files::Error) -> Problem {
         Problem::Failure(Failure::File(error))
+    }
+}
+
+impl From<TokenError> for Problem {
+    fn from(error: TokenError) -> Problem {
+        Problem::Failure(Failure::Token(error))
     }
 }
 

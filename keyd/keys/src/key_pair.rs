@@ -7,16 +7,17 @@ use openssl::bn::BigNumContext;
 use openssl::ec::{Asn1Flag, EcGroup, EcKey, PointConversionForm};
 use openssl::error::ErrorStack;
 use openssl::nid::Nid;
-use openssl::pkey::{Id, PKey, Private};
+use openssl::pkey::{HasPublic, Id, PKey, Private};
 use openssl::pkey_ctx::PkeyCtx;
 use openssl::rsa::{Padding, Rsa};
 use zeroize::Zeroizing;
 
 use crate::error::{Invalid, NotKeyPair, Problem};
+use crate::generation::generate;
 use crate::preferred_algorithms::NewKeyPair;
 
 /// The OID of P-256 as DER, header included.
-const P256_OID: &[u8] = &[0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07];
+pub(crate) const P256_OID: &[u8] = &[0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07];
 
 /// What a key pair can do.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -52,11 +53,11 @@ pub enum RsaPadding {
 /// A private key with its public parameters, checked once when made.
 pub(crate) struct KeyPair {
     key: PKey<Private>,
-    public: Public,
+    public: PublicHalf,
 }
 
-/// Worked out once: taking a key apart copies all of it in OpenSSL 3.
-enum Public {
+/// Worked out once: taking a key apart copies all of it in OpenSSL 3, and asks a token several times.
+pub(crate) enum PublicHalf {
     Ec {
         is_p256: bool,
         point: Vec<u8>,
@@ -80,7 +81,7 @@ impl KeyPair {
         }
         // Without a callback OpenSSL would ask on the terminal.
         let key = PKey::private_key_from_pem_callback(pem, |_| Ok(0)).map_err(NotKeyPair::Unreadable)?;
-        let public = Public::of(&key).map_err(NotKeyPair::Unreadable)?;
+        let public = PublicHalf::of(&key).map_err(NotKeyPair::Unreadable)?;
         let pair = KeyPair { key, public };
         // A flipped bit can leave a file that parses. With RSA a signature by such a key can give away the key.
         if pair.is_consistent() { Ok(pair) } else { Err(NotKeyPair::Inconsistent) }
@@ -94,48 +95,10 @@ impl KeyPair {
                 group.set_asn1_flag(Asn1Flag::NAMED_CURVE);
                 PKey::from_ec_key(EcKey::generate(&group)?)?
             }
-            NewKeyPair::Rsa2048 => PKey::from_rsa(Rsa::generate(2048)?)?,
-            NewKeyPair::Rsa4096 => PKey::from_rsa(Rsa::generate(4096)?)?,
+            NewKeyPair::Rsa2048 => PKey::from_rsa(generate(|| Rsa::generate(2048))?)?,
+            NewKeyPair::Rsa4096 => PKey::from_rsa(generate(|| Rsa::generate(4096))?)?,
         };
         key.private_key_to_pem_pkcs8().map(Zeroizing::new)
-    }
-
-    pub(crate) fn algorithm(&self) -> Result<KeyPairAlgorithm, Invalid> {
-        match self.public {
-            Public::Ec { .. } => Ok(KeyPairAlgorithm::Ec),
-            Public::Rsa { .. } => Ok(KeyPairAlgorithm::Rsa),
-            Public::Other => Err(Invalid::WrongAlgorithm),
-        }
-    }
-
-    pub(crate) fn parameter(&self, parameter: PublicParameter) -> Result<&[u8], Invalid> {
-        match (parameter, &self.public) {
-            (PublicParameter::EcCurveOid, Public::Ec { is_p256: true, .. }) => Ok(P256_OID),
-            (PublicParameter::EcPoint, Public::Ec { point, .. }) => Ok(point),
-            (PublicParameter::RsaModulus, Public::Rsa { modulus, .. }) => Ok(modulus),
-            (PublicParameter::RsaExponent, Public::Rsa { exponent, .. }) => Ok(exponent),
-            _ => Err(Invalid::WrongAlgorithm),
-        }
-    }
-
-    /// Signs `digest` as it is: not hashed, only shortened to the length of the curve's order. DER.
-    pub(crate) fn sign_ecdsa(&self, digest: &[u8]) -> Result<Vec<u8>, Problem> {
-        match self.public {
-            Public::Ec { .. } => Ok(self.private_operation(None, digest)?),
-            Public::Rsa { .. } | Public::Other => Err(Invalid::WrongAlgorithm.into()),
-        }
-    }
-
-    /// The padded input to the power of the private exponent, as long as the modulus.
-    pub(crate) fn encrypt_rsa(&self, padding: RsaPadding, input: &[u8]) -> Result<Vec<u8>, Problem> {
-        let padding = match padding {
-            RsaPadding::Pkcs1 => Padding::PKCS1,
-            RsaPadding::None => Padding::NONE,
-        };
-        match self.public {
-            Public::Rsa { .. } => Ok(self.private_operation(Some(padding), input)?),
-            Public::Ec { .. } | Public::Other => Err(Invalid::WrongAlgorithm.into()),
-        }
     }
 
     fn private_operation(&self, padding: Option<Padding>, input: &[u8]) -> Result<Vec<u8>, ErrorStack> {
@@ -150,7 +113,7 @@ impl KeyPair {
     }
 
     fn is_consistent(&self) -> bool {
-        if matches!(self.public, Public::Other) {
+        if matches!(self.public, PublicHalf::Other) {
             return true;
         }
         let digest = [0x5a; 32];
@@ -163,21 +126,78 @@ impl KeyPair {
     }
 }
 
-impl Public {
-    fn of(key: &PKey<Private>) -> Result<Public, ErrorStack> {
+/// What a key pair does, wherever it is.
+pub(crate) trait KeyPairOperations {
+    /// Which kind it is.
+    fn algorithm(&self) -> Result<KeyPairAlgorithm, Problem>;
+
+    /// Something about the public half.
+    fn parameter(&self, parameter: PublicParameter) -> Result<Vec<u8>, Problem>;
+
+    /// Signs `digest` as it is: not hashed, only shortened to the length of the curve's order. DER.
+    fn sign_ecdsa(&self, digest: &[u8]) -> Result<Vec<u8>, Problem>;
+
+    /// The padded input to the power of the private exponent, as long as the modulus.
+    fn encrypt_rsa(&self, padding: RsaPadding, input: &[u8]) -> Result<Vec<u8>, Problem>;
+}
+
+impl KeyPairOperations for KeyPair {
+    fn algorithm(&self) -> Result<KeyPairAlgorithm, Problem> {
+        match self.public {
+            PublicHalf::Ec { .. } => Ok(KeyPairAlgorithm::Ec),
+            PublicHalf::Rsa { .. } => Ok(KeyPairAlgorithm::Rsa),
+            PublicHalf::Other => Err(Invalid::WrongAlgorithm.into()),
+        }
+    }
+
+    fn parameter(&self, parameter: PublicParameter) -> Result<Vec<u8>, Problem> {
+        Ok(self.public.parameter(parameter)?.to_vec())
+    }
+
+    fn sign_ecdsa(&self, digest: &[u8]) -> Result<Vec<u8>, Problem> {
+        match self.public {
+            PublicHalf::Ec { .. } => Ok(self.private_operation(None, digest)?),
+            PublicHalf::Rsa { .. } | PublicHalf::Other => Err(Invalid::WrongAlgorithm.into()),
+        }
+    }
+
+    fn encrypt_rsa(&self, padding: RsaPadding, input: &[u8]) -> Result<Vec<u8>, Problem> {
+        let padding = match padding {
+            RsaPadding::Pkcs1 => Padding::PKCS1,
+            RsaPadding::None => Padding::NONE,
+        };
+        match self.public {
+            PublicHalf::Rsa { .. } => Ok(self.private_operation(Some(padding), input)?),
+            PublicHalf::Ec { .. } | PublicHalf::Other => Err(Invalid::WrongAlgorithm.into()),
+        }
+    }
+}
+
+impl PublicHalf {
+    pub(crate) fn of<T: HasPublic>(key: &PKey<T>) -> Result<PublicHalf, ErrorStack> {
         match key.id() {
             Id::EC => {
                 let key = key.ec_key()?;
                 let is_p256 = key.group().curve_name() == Some(Nid::X9_62_PRIME256V1);
                 let mut context = BigNumContext::new()?;
                 let point = key.public_key().to_bytes(key.group(), PointConversionForm::COMPRESSED, &mut context)?;
-                Ok(Public::Ec { is_p256, point })
+                Ok(PublicHalf::Ec { is_p256, point })
             }
             Id::RSA => {
                 let key = key.rsa()?;
-                Ok(Public::Rsa { modulus: key.n().to_vec(), exponent: key.e().to_vec() })
+                Ok(PublicHalf::Rsa { modulus: key.n().to_vec(), exponent: key.e().to_vec() })
             }
-            _ => Ok(Public::Other),
+            _ => Ok(PublicHalf::Other),
+        }
+    }
+
+    pub(crate) fn parameter(&self, parameter: PublicParameter) -> Result<&[u8], Invalid> {
+        match (parameter, self) {
+            (PublicParameter::EcCurveOid, PublicHalf::Ec { is_p256: true, .. }) => Ok(P256_OID),
+            (PublicParameter::EcPoint, PublicHalf::Ec { point, .. }) => Ok(point),
+            (PublicParameter::RsaModulus, PublicHalf::Rsa { modulus, .. }) => Ok(modulus),
+            (PublicParameter::RsaExponent, PublicHalf::Rsa { exponent, .. }) => Ok(exponent),
+            _ => Err(Invalid::WrongAlgorithm),
         }
     }
 }
@@ -222,7 +242,7 @@ mod tests {
     fn the_ec_vectors() {
         let pair = pair(EC_PEM);
         assert_eq!(pair.algorithm().unwrap(), KeyPairAlgorithm::Ec);
-        let parameter = |parameter| base64(pair.parameter(parameter).unwrap());
+        let parameter = |parameter| base64(&pair.parameter(parameter).unwrap());
         assert_eq!(parameter(PublicParameter::EcCurveOid), "BggqhkjOPQMBBw==");
         assert_eq!(parameter(PublicParameter::EcPoint), "AgBe1KRMW3SVnV37q4nMzqox2T9+doTRuCVeA8rFwMms");
         let theirs = STANDARD
@@ -253,11 +273,11 @@ mod tests {
         let pair = pair(RSA_PEM);
         assert_eq!(pair.algorithm().unwrap(), KeyPairAlgorithm::Rsa);
         assert_eq!(
-            base64(pair.parameter(PublicParameter::RsaModulus).unwrap()),
+            base64(&pair.parameter(PublicParameter::RsaModulus).unwrap()),
             "xQtH2iBFBi/UWvnHd0mcxhiW4gx4Ec0qPyfoO0gdDrWHIKF4/V2C05QTPqCiT9GcY0HcdQ94xHqq5uSy4f5wWO3U4sAAf/oSN5DlQrXdG9S9RwP\
              /OScwBHmozVri+V0Ff2hcoxaWoMoc1xRdlizqrC6n53W93o6AIubG6cTOfp0="
         );
-        assert_eq!(base64(pair.parameter(PublicParameter::RsaExponent).unwrap()), "AQAB");
+        assert_eq!(base64(&pair.parameter(PublicParameter::RsaExponent).unwrap()), "AQAB");
         let digest_info =
             STANDARD.decode("MDEwDQYJYIZIAWUDBAIBBQAEILp4Fr+PAc/qQUFA3l2uIiOwA2Gjlhd6nLQQ/2HyABWt").unwrap();
         assert_eq!(
@@ -278,7 +298,7 @@ mod tests {
     #[test]
     fn rsa_input_of_a_wrong_size_is_a_failure() {
         let pair = pair(RSA_PEM);
-        let modulus = pair.parameter(PublicParameter::RsaModulus).unwrap().to_vec();
+        let modulus = pair.parameter(PublicParameter::RsaModulus).unwrap();
         let fails = |padding, input: &[u8]| matches!(pair.encrypt_rsa(padding, input), Err(Problem::Failure(_)));
         assert!(pair.encrypt_rsa(RsaPadding::Pkcs1, &[1; 117]).is_ok());
         assert!(fails(RsaPadding::Pkcs1, &[1; 118]));
@@ -305,7 +325,7 @@ mod tests {
 
     #[test]
     fn sec1_and_pkcs1_and_explicit_parameters_are_read() {
-        let expected = pair(EC_PEM).parameter(PublicParameter::EcPoint).unwrap().to_vec();
+        let expected = pair(EC_PEM).parameter(PublicParameter::EcPoint).unwrap();
         let key = PKey::private_key_from_pem(EC_PEM.as_bytes()).unwrap();
         let sec1 = String::from_utf8(key.ec_key().unwrap().private_key_to_pem().unwrap()).unwrap();
         assert!(sec1.contains("BEGIN EC PRIVATE KEY"));
@@ -335,7 +355,7 @@ mod tests {
         assert_eq!(pair.algorithm().unwrap(), KeyPairAlgorithm::Ec);
         assert_eq!(pair.parameter(PublicParameter::EcPoint).unwrap().len(), 49);
         assert!(pair.sign_ecdsa(&[1; 48]).is_ok());
-        assert!(matches!(pair.parameter(PublicParameter::EcCurveOid), Err(Invalid::WrongAlgorithm)));
+        assert!(matches!(pair.parameter(PublicParameter::EcCurveOid), Err(Problem::Invalid(Invalid::WrongAlgorithm))));
     }
 
     #[test]

@@ -2,20 +2,22 @@
 //!
 //! One caller at a time changes a key, callers for other keys do not wait, and using a key takes no turn at all.
 
-use std::sync::Arc;
+mod places;
+
+use std::path::PathBuf;
 
 use aziot_files::Created;
-use openssl::error::ErrorStack;
 use openssl::memcmp;
 use zeroize::Zeroizing;
 
 use crate::content::Content;
 use crate::error::{Error, Failure, Invalid, Problem};
-use crate::key_pair::{KeyPair, KeyPairAlgorithm, PublicParameter, RsaPadding};
+use crate::key_pair::{KeyPair, KeyPairAlgorithm, KeyPairOperations, PublicParameter, RsaPadding};
 use crate::location::{Location, Locations, Settings, SettingsError};
-use crate::preferred_algorithms;
+use crate::preferred_algorithms::{self, NewKeyPair};
 use crate::store::Store;
-use crate::symmetric::SymmetricKey;
+use crate::symmetric::{KeyUsage, SymmetricKey, SymmetricOperations};
+use crate::token::{Outcome, TokenError, TokenLocation};
 use crate::turns::Turns;
 
 /// Secret bytes, wiped when dropped.
@@ -42,9 +44,6 @@ pub struct Keys {
     turns: Turns,
 }
 
-/// Whether a key that is there is of the kind that a caller wants made.
-type Accepts = fn(&Content, &Location) -> Result<(), Problem>;
-
 impl Keys {
     /// Checks the settings and tidies up after a crash; makes no folder and reads no key yet.
     pub fn new(settings: Settings) -> Result<Keys, SettingsError> {
@@ -53,91 +52,222 @@ impl Keys {
         Ok(Keys { locations, store, turns: Turns::default() })
     }
 
-    /// Whether the key is in memory as it is on disk. Using a symmetric key is then a matter of microseconds.
+    /// Whether the key is in memory. Using a symmetric key or a P-256 pair is then a matter of microseconds, unless its file was changed
+    /// by somebody else: it is then read again, once.
+    ///
+    /// Never true of a key that may be on a token: how long one takes nobody knows.
     #[must_use]
     pub fn is_ready(&self, id: &str) -> bool {
-        self.locations.of(id).is_ok_and(|location| self.store.is_ready(&location))
+        matches!(self.locations.of(id).as_deref(), Ok([Location::File(file)]) if self.store.is_ready(file))
     }
 
-    /// Makes the symmetric key `id` of 32 random bytes unless it exists. Of several callers at the same time one makes it, all get it.
-    pub fn create_key(&self, id: &str) -> Result<(), Error> {
-        self.create(id, |content, _| Ok(content.symmetric().map(|_| ())?), SymmetricKey::generate)
-            .map_err(Problem::with(id))
+    /// Makes the symmetric key `id` unless it exists, of 32 random bytes (16 on tokens that have only such AES keys).
+    ///
+    /// `usage` matters where the key goes to a token. Of several callers at the same time one makes it, all get it.
+    pub fn create_key(&self, id: &str, usage: KeyUsage) -> Result<(), Error> {
+        let create = || {
+            let locations = self.locations.of(id)?;
+            if self.is_key_there(&locations)? {
+                return Ok(());
+            }
+            self.in_turn(&[&locations], || {
+                // Whoever had the turn before may have made it.
+                if self.is_key_there(&locations)? {
+                    return Ok(());
+                }
+                self.generate_key(id, &locations, usage)?;
+                // What is stored counts, and nobody gets a key that cannot be read back.
+                if self.is_key_there(&locations)? { Ok(()) } else { Err(Failure::Vanished.into()) }
+            })
+        };
+        create().map_err(Problem::with(id))
+    }
+
+    /// At the first place that takes it.
+    fn generate_key(&self, id: &str, locations: &[Location], usage: KeyUsage) -> Result<(), Problem> {
+        let mut refusal = None;
+        for location in locations {
+            match location {
+                Location::File(file) => {
+                    if self.store.create(file, &SymmetricKey::generate()?)? == Created::New {
+                        tracing::info!(key_id = id, path = %file.path.display(), "made a key");
+                    }
+                    return Ok(());
+                }
+                Location::Token(token) => match token.generate_key(usage)? {
+                    Outcome::Done => {
+                        tracing::info!(key_id = id, token = token.token_name(), "made a key");
+                        return Ok(());
+                    }
+                    Outcome::Unfit(error) => refusal = Some(refused(id, token, error)),
+                },
+            }
+        }
+        Err(no_place(refusal))
     }
 
     /// Makes sure that the symmetric key `id` exists and can be used.
     pub fn load_key(&self, id: &str) -> Result<(), Error> {
-        self.load(id).and_then(|(content, _)| Ok(content.symmetric().map(|_| ())?)).map_err(Problem::with(id))
+        self.with_stored(id, |_| Ok(()))
     }
 
-    /// Makes `bytes` the symmetric key `id`, over the symmetric key that is there. Never over a key pair or a preloaded file.
-    pub fn import_key(&self, id: &str, bytes: &Secret) -> Result<(), Error> {
-        self.import(id, bytes).map_err(Problem::with(id))
+    /// Makes `bytes` the symmetric key `id`, over the symmetric key that is there. Never over a key pair or a preloaded key.
+    ///
+    /// `usage` matters where the key goes to a token; bytes that the token does not take go to the file.
+    pub fn import_key(&self, id: &str, usage: KeyUsage, bytes: &Secret) -> Result<(), Error> {
+        self.import(id, usage, bytes).map_err(Problem::with(id))
     }
 
-    fn import(&self, id: &str, bytes: &Secret) -> Result<(), Problem> {
+    fn import(&self, id: &str, usage: KeyUsage, bytes: &Secret) -> Result<(), Problem> {
         if bytes.is_empty() {
             return Err(Invalid::EmptyImport.into());
         }
         if Content::parse(bytes.clone())?.symmetric().is_err() {
             return Err(Invalid::ImportOfPrivateKey.into());
         }
-        let location = self.locations.of(id)?;
-        self.turns.during(&[location.path()], || {
-            self.check_replaceable(&location, |content| content.symmetric().map(|_| ()))?;
-            if location.is_preloaded() {
-                return match self.store.create(&location, bytes)? {
-                    Created::New => Ok(()),
-                    Created::AlreadyThere => Err(Problem::Preloaded),
-                };
+        let locations = self.locations.of(id)?;
+        self.in_turn(&[&locations], || {
+            for location in &locations {
+                self.check_key_replaceable(location)?;
             }
-            Ok(self.store.replace(&location, bytes)?)
+            let mut refusal = None;
+            for location in &locations {
+                match location {
+                    Location::File(file) if file.preloaded => {
+                        return match self.store.create(file, bytes)? {
+                            Created::New => Ok(()),
+                            Created::AlreadyThere => Err(Problem::Preloaded),
+                        };
+                    }
+                    Location::File(file) => {
+                        self.store.replace(file, bytes)?;
+                        // What a token still has under this id would hide the new key.
+                        return delete_key_at_tokens(&locations);
+                    }
+                    Location::Token(token) => match token.import_key(usage, bytes)? {
+                        Outcome::Done => return Ok(()),
+                        Outcome::Unfit(error) => refusal = Some(refused(id, token, error)),
+                    },
+                }
+            }
+            Err(no_place(refusal))
         })
     }
 
-    /// Deletes the symmetric key `id`; absent is fine.
+    /// Deletes the symmetric key `id`, wherever it is; absent is fine.
     pub fn delete_key(&self, id: &str) -> Result<(), Error> {
-        self.delete(id, |content| content.symmetric().map(|_| ())).map_err(Problem::with(id))
+        self.delete(
+            id,
+            |location| self.check_key_replaceable(location),
+            |location| match location {
+                Location::File(file) => Ok(self.store.remove(file)?),
+                Location::Token(token) => token.delete_key(),
+            },
+        )
+        .map_err(Problem::with(id))
     }
 
-    /// Makes the key pair `id` with the first of the preferred algorithms (`ec-p256`, `rsa-2048`, `rsa-4096`, `*`, separated by `:`; none: any)
-    /// unless it exists, whatever its algorithm.
+    /// Makes the key pair `id` with one of the preferred algorithms (`ec-p256`, `rsa-2048`, `rsa-4096`, `*`, separated by `:`; none: any)
+    /// unless it exists, whatever its algorithm. On files the first algorithm is taken, on tokens the first that the token can do.
     pub fn create_key_pair(&self, id: &str, preferred_algorithms: Option<&str>) -> Result<(), Error> {
         let create = || {
-            // On files the first one always works.
-            let algorithm =
-                *preferred_algorithms::parse(preferred_algorithms)?.first().ok_or(Invalid::NoKnownAlgorithm)?;
-            self.create(id, |content, at| Ok(content.key_pair(at.path()).map(|_| ())?), || KeyPair::generate(algorithm))
+            let algorithms = preferred_algorithms::parse(preferred_algorithms)?;
+            let locations = self.locations.of(id)?;
+            if self.is_key_pair_there(&locations)? {
+                return Ok(());
+            }
+            self.in_turn(&[&locations], || {
+                // Whoever had the turn before may have made it.
+                if self.is_key_pair_there(&locations)? {
+                    return Ok(());
+                }
+                self.generate_key_pair(id, &locations, &algorithms)?;
+                // What is stored counts, and nobody gets a key pair that cannot be read back.
+                if self.is_key_pair_there(&locations)? { Ok(()) } else { Err(Failure::Vanished.into()) }
+            })
         };
         create().map_err(Problem::with(id))
     }
 
-    /// Makes sure that the key pair `id` exists and can be used.
-    pub fn load_key_pair(&self, id: &str) -> Result<(), Error> {
-        self.with_key_pair(id, |_| Ok(()))
+    /// At the first place only: a key pair that belongs on a token never ends up in a file.
+    fn generate_key_pair(&self, id: &str, locations: &[Location], algorithms: &[NewKeyPair]) -> Result<(), Problem> {
+        match locations.first() {
+            Some(Location::File(file)) => {
+                let algorithm = *algorithms.first().ok_or(Invalid::NoKnownAlgorithm)?;
+                if self.store.create(file, &KeyPair::generate(algorithm)?)? == Created::New {
+                    tracing::info!(key_id = id, path = %file.path.display(), "made a key pair");
+                }
+            }
+            Some(Location::Token(token)) => {
+                token.generate_key_pair(algorithms)?;
+                tracing::info!(key_id = id, token = token.token_name(), "made a key pair");
+            }
+            None => return Err(Invalid::NoHome.into()),
+        }
+        Ok(())
     }
 
-    /// Gives the key pair `from` the id `to`, in place of the key pair that has it. A preloaded file is neither moved nor replaced.
+    /// Makes sure that the key pair `id` exists and can be used.
+    pub fn load_key_pair(&self, id: &str) -> Result<(), Error> {
+        let load = || {
+            for location in self.locations.of(id)? {
+                if self.has_key_pair(&location)? {
+                    return Ok(());
+                }
+            }
+            Err(Invalid::NotFound.into())
+        };
+        load().map_err(Problem::with(id))
+    }
+
+    /// Gives the key pair `from` the id `to`, in place of the key pair that has it. A preloaded key pair is neither moved nor replaced.
+    ///
+    /// It stays where it is, in a file or on its token, whatever would be the place for a new one.
     pub fn move_key_pair(&self, from: &str, to: &str) -> Result<(), Error> {
-        let source = self.locations.of(from).map_err(|invalid| Problem::with(from)(invalid.into()))?;
-        let target = self.locations.of(to).map_err(|invalid| Problem::with(to)(invalid.into()))?;
-        self.turns.during(&[source.path(), target.path()], || {
-            self.check_movable(&source).map_err(Problem::with(from))?;
-            self.check_replaceable(&target, Content::removable_as_key_pair).map_err(Problem::with(to))?;
-            self.store.rename(&source, &target).map_err(|failure| Problem::with(from)(failure.into()))
+        let sources = self.locations.of(from).map_err(|invalid| Problem::with(from)(invalid.into()))?;
+        let targets = self.locations.of(to).map_err(|invalid| Problem::with(to)(invalid.into()))?;
+        self.in_turn(&[&sources, &targets], || {
+            let source = self.movable(&sources).map_err(Problem::with(from))?;
+            for target in &targets {
+                self.check_key_pair_replaceable(target).map_err(Problem::with(to))?;
+            }
+            self.relocate(source, &targets).map_err(Problem::with(from))
         })?;
         tracing::info!(key_id = from, to, "moved a key pair");
         Ok(())
     }
 
-    /// Deletes the key pair `id`; absent is fine.
+    fn relocate(&self, source: &Location, targets: &[Location]) -> Result<(), Problem> {
+        let file = targets.iter().find_map(|target| if let Location::File(file) = target { Some(file) } else { None });
+        let token =
+            targets.iter().find_map(|target| if let Location::Token(token) = target { Some(token) } else { None });
+        match (source, file, token) {
+            // What the token has under the new id would hide the file.
+            (Location::File(source), Some(file), Some(token)) => {
+                token.give_way_to_file(|| Ok(self.store.rename(source, file)?))
+            }
+            (Location::File(source), Some(file), None) => Ok(self.store.rename(source, file)?),
+            (Location::Token(source), _, Some(token)) if source.is_on_token_of(token) => source.move_key_pair(token),
+            _ => Err(Invalid::MoveBetweenPlaces.into()),
+        }
+    }
+
+    /// Deletes the key pair `id`, wherever it is; absent is fine.
     pub fn delete_key_pair(&self, id: &str) -> Result<(), Error> {
-        self.delete(id, Content::removable_as_key_pair).map_err(Problem::with(id))
+        self.delete(
+            id,
+            |location| self.check_key_pair_replaceable(location),
+            |location| match location {
+                Location::File(file) => Ok(self.store.remove(file)?),
+                Location::Token(token) => token.delete_key_pair(),
+            },
+        )
+        .map_err(Problem::with(id))
     }
 
     /// HMAC-SHA256 of `message`, 32 bytes.
     pub fn sign_hmac(&self, key: SymmetricUse<'_>, message: &[u8]) -> Result<Secret, Error> {
-        self.with_symmetric(key, |key| Ok(key.hmac(message)?))
+        self.with_symmetric(key, |key| key.hmac(message))
     }
 
     /// Whether `signature` is the HMAC-SHA256 of `message`, in constant time. A wrong length is just "no".
@@ -148,7 +278,7 @@ impl Keys {
 
     /// The key derived from `base` and `data`, 32 bytes.
     pub fn derive(&self, base: &str, data: &[u8]) -> Result<Secret, Error> {
-        self.with_symmetric(SymmetricUse::Derived { base, data }, |key| Ok(key.to_bytes()))
+        self.with_stored(base, |key| key.hmac(data))
     }
 
     /// AES-256-GCM: version byte 2, ciphertext, 16-byte tag. `iv` has 1 to 128 bytes and is not part of the result.
@@ -175,12 +305,12 @@ impl Keys {
 
     /// The algorithm of a key pair.
     pub fn key_pair_algorithm(&self, id: &str) -> Result<KeyPairAlgorithm, Error> {
-        self.with_key_pair(id, |pair| Ok(pair.algorithm()?))
+        self.with_key_pair(id, |pair| pair.algorithm())
     }
 
     /// Something about the public half of a key pair.
     pub fn public_parameter(&self, id: &str, parameter: PublicParameter) -> Result<Vec<u8>, Error> {
-        self.with_key_pair(id, |pair| Ok(pair.parameter(parameter)?.to_vec()))
+        self.with_key_pair(id, |pair| pair.parameter(parameter))
     }
 
     /// ECDSA over `digest` as it is, shortened to the length of the curve's order. DER.
@@ -196,96 +326,114 @@ impl Keys {
     fn with_symmetric<T>(
         &self,
         key: SymmetricUse<'_>,
-        operation: impl FnOnce(&SymmetricKey) -> Result<T, Problem>,
+        operation: impl Fn(&dyn SymmetricOperations) -> Result<T, Problem>,
     ) -> Result<T, Error> {
-        let (SymmetricUse::Stored(id) | SymmetricUse::Derived { base: id, .. }) = key;
-        self.load(id)
-            .and_then(|(content, _)| match key {
-                SymmetricUse::Stored(_) => operation(content.symmetric()?),
-                SymmetricUse::Derived { data, .. } => operation(&content.symmetric()?.derive(data)?),
-            })
-            .map_err(Problem::with(id))
+        match key {
+            SymmetricUse::Stored(id) => self.with_stored(id, operation),
+            // Derived on the base key's token if need be, and used here.
+            SymmetricUse::Derived { base, data } => {
+                let derived = self.derive(base, data)?;
+                SymmetricKey::new(derived)
+                    .map_err(Problem::from)
+                    .and_then(|key| operation(&key))
+                    .map_err(Problem::with(base))
+            }
+        }
     }
 
-    fn with_key_pair<T>(&self, id: &str, operation: impl FnOnce(&KeyPair) -> Result<T, Problem>) -> Result<T, Error> {
-        self.load(id)
-            .and_then(|(content, location)| operation(content.key_pair(location.path())?))
-            .map_err(Problem::with(id))
-    }
-
-    fn load(&self, id: &str) -> Result<(Arc<Content>, Location), Problem> {
-        let location = self.locations.of(id)?;
-        let content = self.store.load(&location)?.ok_or(Invalid::NotFound)?;
-        Ok((content, location))
-    }
-
-    fn create(
+    fn with_stored<T>(
         &self,
         id: &str,
-        accepts: Accepts,
-        generate: impl FnOnce() -> Result<Secret, ErrorStack>,
+        operation: impl Fn(&dyn SymmetricOperations) -> Result<T, Problem>,
+    ) -> Result<T, Error> {
+        let find = || {
+            for location in self.locations.of(id)? {
+                let found = match location {
+                    Location::File(file) => match self.store.load(&file)? {
+                        Some(content) => Some(operation(content.symmetric()?)?),
+                        None => None,
+                    },
+                    Location::Token(token) => token.with_key(&operation)?,
+                };
+                if let Some(outcome) = found {
+                    return Ok(outcome);
+                }
+            }
+            Err(Invalid::NotFound.into())
+        };
+        find().map_err(Problem::with(id))
+    }
+
+    fn with_key_pair<T>(
+        &self,
+        id: &str,
+        operation: impl Fn(&dyn KeyPairOperations) -> Result<T, Problem>,
+    ) -> Result<T, Error> {
+        let find = || {
+            for location in self.locations.of(id)? {
+                let found = match location {
+                    Location::File(file) => match self.store.load(&file)? {
+                        Some(content) => Some(operation(content.key_pair(&file.path)?)?),
+                        None => None,
+                    },
+                    Location::Token(token) => token.with_key_pair(&operation)?,
+                };
+                if let Some(outcome) = found {
+                    return Ok(outcome);
+                }
+            }
+            Err(Invalid::NotFound.into())
+        };
+        find().map_err(Problem::with(id))
+    }
+
+    /// Whether all of the key may go is asked before any of it goes.
+    fn delete(
+        &self,
+        id: &str,
+        check: impl Fn(&Location) -> Result<(), Problem>,
+        remove: impl Fn(&Location) -> Result<bool, Problem>,
     ) -> Result<(), Problem> {
-        let location = self.locations.of(id)?;
-        if self.is_there(&location, accepts)? {
-            return Ok(());
-        }
-        self.turns.during(&[location.path()], || {
-            // Whoever had the turn before may have made it.
-            if self.is_there(&location, accepts)? {
-                return Ok(());
+        let locations = self.locations.of(id)?;
+        self.in_turn(&[&locations], || {
+            for location in &locations {
+                if let Location::Token(token) = location {
+                    token.label()?;
+                }
+                check(location)?;
             }
-            if self.store.create(&location, &generate()?)? == Created::New {
-                tracing::info!(key_id = id, path = %location.path().display(), "made a key");
-            }
-            // What is on disk counts, and nobody gets a key that cannot be read back.
-            let content = self.store.load(&location)?.ok_or(Failure::Vanished)?;
-            accepts(&content, &location)
-        })
-    }
-
-    fn is_there(&self, location: &Location, accepts: Accepts) -> Result<bool, Problem> {
-        match self.store.load(location) {
-            Ok(Some(content)) => accepts(&content, location).map(|()| true),
-            Ok(None) => Ok(false),
-            Err(Failure::Empty { .. }) if !location.is_preloaded() => Ok(false),
-            Err(failure) => Err(failure.into()),
-        }
-    }
-
-    fn delete(&self, id: &str, is_wanted_kind: fn(&Content) -> Result<(), Invalid>) -> Result<(), Problem> {
-        let location = self.locations.of(id)?;
-        self.turns.during(&[location.path()], || {
-            self.check_replaceable(&location, is_wanted_kind)?;
-            if self.store.remove(&location)? {
-                tracing::info!(key_id = id, "deleted a key");
+            // The last first: cut off in between, an older key must not come back to light.
+            for location in locations.iter().rev() {
+                if remove(location)? {
+                    tracing::info!(key_id = id, "deleted a key");
+                }
             }
             Ok(())
         })
     }
 
-    /// Whether what is at `location` may go: nothing, an empty file, or a key of the wanted kind that is not preloaded.
-    fn check_replaceable(
-        &self,
-        location: &Location,
-        is_wanted_kind: impl FnOnce(&Content) -> Result<(), Invalid>,
-    ) -> Result<(), Problem> {
-        if location.is_untouchable() {
-            return Err(Problem::Preloaded);
-        }
-        match self.store.load(location) {
-            Ok(Some(content)) => Ok(is_wanted_kind(&content)?),
-            Ok(None) | Err(Failure::Empty { .. }) => Ok(()),
-            Err(failure) => Err(failure.into()),
-        }
+    /// Runs `work` while nobody else changes what is at these locations.
+    fn in_turn<T>(&self, locations: &[&[Location]], work: impl FnOnce() -> T) -> T {
+        let turns: Vec<_> = locations.iter().copied().flatten().map(Location::turn).collect();
+        let turns: Vec<_> = turns.iter().map(PathBuf::as_path).collect();
+        self.turns.during(&turns, work)
     }
+}
 
-    /// Whether a usable key pair is at `source` that is not an operator's.
-    fn check_movable(&self, source: &Location) -> Result<(), Problem> {
-        if source.is_untouchable() {
-            return Err(Problem::Preloaded);
+fn delete_key_at_tokens(locations: &[Location]) -> Result<(), Problem> {
+    for location in locations {
+        if let Location::Token(token) = location {
+            token.delete_key()?;
         }
-        let content = self.store.load(source)?.ok_or(Failure::NothingToMove)?;
-        content.key_pair(source.path())?;
-        Ok(())
     }
+    Ok(())
+}
+
+fn refused(id: &str, token: &TokenLocation, error: TokenError) -> TokenError {
+    tracing::warn!(key_id = id, token = token.token_name(), ?error, "the token cannot hold the key");
+    error
+}
+
+fn no_place(refusal: Option<TokenError>) -> Problem {
+    refusal.map_or(Problem::Invalid(Invalid::NoHome), |error| Problem::Failure(Failure::NoPlace(error)))
 }

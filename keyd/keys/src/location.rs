@@ -1,18 +1,22 @@
-//! Where a key is: the folder, the file name, and the keys that an operator put somewhere else (`keys.md`, 4.3, 5.1 and 5.3).
+//! Where a key is: on a token, in a file of the home directory, or where an operator put it (`keys.md`, 4.3, 5.1 and 5.3).
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use openssl::sha::sha256;
+use openssl::sha::Sha256;
 
 use crate::error::Invalid;
+use crate::token::{Module, Token, TokenError, TokenLocation};
 use crate::uri::{KeyUri, Pkcs11Uri, UriError};
 
 /// The longest file name that Linux file systems take.
 const LONGEST_NAME: usize = 255;
 
-/// The settings of the key library: `[aziot_keys]` and `[preloaded_keys]` of the key service's configuration.
-#[derive(Clone, Debug, Default)]
+/// The settings of the key library: `[aziot_keys]` and `[preloaded_keys]` of the key service's configuration. `Debug` shows no URI, which
+/// may hold a PIN.
+#[derive(Clone, Default)]
 pub struct Settings {
     /// Home directory of the service; keys that are not preloaded lie in `keys` below it. Without it there are only preloaded keys.
     pub homedir_path: Option<PathBuf>,
@@ -22,6 +26,19 @@ pub struct Settings {
     pub pkcs11_base_slot: Option<String>,
     /// Key ids with the `file:` or `pkcs11:` URI of their place.
     pub preloaded_keys: BTreeMap<String, String>,
+}
+
+impl fmt::Debug for Settings {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Settings { homedir_path, pkcs11_lib_path, pkcs11_base_slot, preloaded_keys } = self;
+        formatter
+            .debug_struct("Settings")
+            .field("homedir_path", homedir_path)
+            .field("pkcs11_lib_path", pkcs11_lib_path)
+            .field("pkcs11_base_slot", &pkcs11_base_slot.as_ref().map(|_| "..."))
+            .field("preloaded_keys", &preloaded_keys.keys())
+            .finish()
+    }
 }
 
 /// A setting that cannot be used.
@@ -41,67 +58,108 @@ pub enum SettingsError {
     /// A base slot that is no usable URI.
     #[error("pkcs11_base_slot in [aziot_keys] is not usable")]
     BaseSlot(#[source] UriError),
+    /// Going on without the library would put keys that belong on a token into files.
+    #[error("pkcs11_lib_path in [aziot_keys] is not usable")]
+    Library(#[source] TokenError),
     /// Going on without the token would put keys that belong on it into files.
-    #[error("pkcs11_lib_path in [aziot_keys] is set, but this version keeps keys in files only; remove it to do so")]
-    Pkcs11,
+    #[error("the token of pkcs11_base_slot in [aziot_keys] is not usable")]
+    BaseToken(#[source] TokenError),
     /// The folder of the key files could not be tidied up.
     #[error("could not prepare the folder of the keys")]
     Folder(#[from] aziot_files::Error),
 }
 
-/// One place of a key. `Token`, an object on a PKCS#11 token, will be the second variant, and a key will then have a list of locations.
-#[derive(Clone, Debug, Eq, PartialEq)]
+/// One place of a key.
 pub(crate) enum Location {
-    File {
-        path: PathBuf,
-        /// Put there by an operator: made where absent, and otherwise only read.
-        preloaded: bool,
-    },
+    File(FileLocation),
+    Token(TokenLocation),
 }
 
 impl Location {
-    pub(crate) fn path(&self) -> &Path {
-        let Location::File { path, .. } = self;
-        path
+    /// What writers of this place take turns by.
+    pub(crate) fn turn(&self) -> PathBuf {
+        match self {
+            Location::File(file) => file.path.clone(),
+            Location::Token(token) => token.turn(),
+        }
     }
 
     pub(crate) fn is_preloaded(&self) -> bool {
-        let Location::File { preloaded, .. } = self;
-        *preloaded
+        match self {
+            Location::File(file) => file.preloaded,
+            Location::Token(token) => token.is_preloaded(),
+        }
     }
+}
 
+/// The file of a key.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct FileLocation {
+    pub(crate) path: PathBuf,
+    /// Put there by an operator: made where absent, and otherwise only read.
+    pub(crate) preloaded: bool,
+}
+
+impl FileLocation {
     /// Whether this is a preloaded key whose file is there, be it empty, damaged or a dangling link.
     pub(crate) fn is_untouchable(&self) -> bool {
-        self.is_preloaded() && self.path().symlink_metadata().is_ok()
+        self.preloaded && self.path.symlink_metadata().is_ok()
     }
 }
 
 /// Knows where each key is.
 pub(crate) struct Locations {
     folder: Option<PathBuf>,
-    preloaded: BTreeMap<String, KeyUri>,
+    preloaded: BTreeMap<String, Preloaded>,
+    /// Where new keys go first.
+    base: Option<Arc<Token>>,
+}
+
+/// The place that an operator gave a key.
+enum Preloaded {
+    File(PathBuf),
+    Token(TokenLocation),
+    /// On a token, and there is no library to reach it with.
+    OutOfReach,
 }
 
 impl Locations {
+    /// Loads the PKCS#11 library, and opens the base slot if there is one.
     pub(crate) fn new(settings: Settings) -> Result<Locations, SettingsError> {
-        if settings.pkcs11_lib_path.is_some() {
-            return Err(SettingsError::Pkcs11);
-        }
-        if let Some(base_slot) = settings.pkcs11_base_slot {
-            // Without a library nothing uses it, but a slip in it should show now rather than on the day there is one.
-            let _: Pkcs11Uri = base_slot.parse().map_err(SettingsError::BaseSlot)?;
-        }
-        let mut preloaded = BTreeMap::new();
+        let base_slot = settings.pkcs11_base_slot.map(|uri| uri.parse::<Pkcs11Uri>()).transpose();
+        // A slip in it shows even where no library uses it yet.
+        let base_slot = base_slot.map_err(SettingsError::BaseSlot)?;
+        let mut places = BTreeMap::new();
         for (id, uri) in settings.preloaded_keys {
             if id.is_empty() {
                 return Err(SettingsError::EmptyId);
             }
-            match uri.parse() {
-                Ok(uri) => preloaded.insert(id, uri),
+            match uri.parse::<KeyUri>() {
+                Ok(uri) => places.insert(id, uri),
                 Err(source) => return Err(SettingsError::PreloadedKey { id, source }),
             };
         }
-        Ok(Locations { folder: settings.homedir_path.map(|home| home.join("keys")), preloaded })
+        let library = settings.pkcs11_lib_path.as_deref().map(Module::load).transpose();
+        let library = library.map_err(SettingsError::Library)?;
+        let mut tokens: Vec<Arc<Token>> = Vec::new();
+        let mut base = None;
+        if let (Some(library), Some(uri)) = (&library, &base_slot) {
+            let token = shared(&mut tokens, library, uri);
+            token.open_at_start().map_err(SettingsError::BaseToken)?;
+            base = Some(token);
+        }
+        let place = |(id, uri)| {
+            let place = match (uri, &library) {
+                (KeyUri::File(path), _) => Preloaded::File(path),
+                (KeyUri::Pkcs11(_), None) => Preloaded::OutOfReach,
+                (KeyUri::Pkcs11(uri), Some(library)) => {
+                    Preloaded::Token(TokenLocation::new(shared(&mut tokens, library, &uri), uri.object, true))
+                }
+            };
+            (id, place)
+        };
+        let preloaded = places.into_iter().map(place).collect();
+        Ok(Locations { folder: settings.homedir_path.map(|home| home.join("keys")), preloaded, base })
     }
 
     /// The folder of the keys that are not preloaded.
@@ -109,17 +167,36 @@ impl Locations {
         self.folder.as_deref()
     }
 
-    pub(crate) fn of(&self, id: &str) -> Result<Location, Invalid> {
+    /// The places of the key `id`, the one that counts most first; at least one.
+    pub(crate) fn of(&self, id: &str) -> Result<Vec<Location>, Invalid> {
         match self.preloaded.get(id) {
-            Some(KeyUri::File(path)) => Ok(Location::File { path: path.clone(), preloaded: true }),
-            Some(KeyUri::Pkcs11(_)) => Err(Invalid::TokenWithoutLibrary),
-            None => {
-                let folder = self.folder.as_ref().ok_or(Invalid::NoHome)?;
-                let name = file_name(id).ok_or(Invalid::IdTooLong)?;
-                Ok(Location::File { path: folder.join(name), preloaded: false })
+            Some(Preloaded::File(path)) => {
+                return Ok(vec![Location::File(FileLocation { path: path.clone(), preloaded: true })]);
             }
+            Some(Preloaded::Token(place)) => return Ok(vec![Location::Token(place.clone())]),
+            Some(Preloaded::OutOfReach) => return Err(Invalid::TokenWithoutLibrary),
+            None => {}
         }
+        let mut locations = Vec::new();
+        if let Some(token) = &self.base {
+            locations.push(Location::Token(TokenLocation::new(Arc::clone(token), Some(id.to_owned()), false)));
+        }
+        if let Some(folder) = &self.folder {
+            let name = file_name(id).ok_or(Invalid::IdTooLong)?;
+            locations.push(Location::File(FileLocation { path: folder.join(name), preloaded: false }));
+        }
+        if locations.is_empty() { Err(Invalid::NoHome) } else { Ok(locations) }
     }
+}
+
+/// The token of `uri` with its PIN, which keys share with their sessions.
+fn shared(tokens: &mut Vec<Arc<Token>>, library: &Arc<Module>, uri: &Pkcs11Uri) -> Arc<Token> {
+    if let Some(token) = tokens.iter().find(|token| token.is_of(uri)) {
+        return Arc::clone(token);
+    }
+    let token = Arc::new(Token::new(Arc::clone(library), uri));
+    tokens.push(Arc::clone(&token));
+    token
 }
 
 /// The file name of the key `id`, or `None` if it would be longer than a file name can be.
@@ -127,12 +204,16 @@ impl Locations {
 /// The ASCII letters and digits of the id, `-`, the SHA-256 of the whole id in hex, `.key`.
 #[must_use]
 pub fn file_name(id: &str) -> Option<String> {
-    use std::fmt::Write;
-
-    let mut name: String = id.chars().filter(char::is_ascii_alphanumeric).collect();
+    // By hand, because every use of a key asks for the name: `write!` and the one-call hash took a tenth of an HMAC request.
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let mut hash = Sha256::new();
+    hash.update(id.as_bytes());
+    let mut name = String::with_capacity(id.len() + 1 + 64 + 4);
+    name.extend(id.bytes().filter(u8::is_ascii_alphanumeric).map(char::from));
     name.push('-');
-    for byte in sha256(id.as_bytes()) {
-        write!(name, "{byte:02x}").ok()?;
+    for byte in hash.finish() {
+        name.push(char::from(DIGITS[usize::from(byte >> 4)]));
+        name.push(char::from(DIGITS[usize::from(byte & 15)]));
     }
     name.push_str(".key");
     (name.len() <= LONGEST_NAME).then_some(name)
@@ -196,7 +277,8 @@ mod tests {
     #[test]
     fn without_a_home_only_preloaded_files_have_a_place() {
         let locations = locations(preloaded("known", "file:///k")).unwrap();
-        assert_eq!(locations.of("known").unwrap(), Location::File { path: "/k".into(), preloaded: true });
+        let expected = FileLocation { path: "/k".into(), preloaded: true };
+        assert!(matches!(&locations.of("known").unwrap()[..], [Location::File(file)] if *file == expected));
         assert!(matches!(locations.of("other"), Err(Invalid::NoHome)));
     }
 
@@ -207,12 +289,20 @@ mod tests {
     }
 
     #[test]
+    fn no_pin_shows() {
+        let uri = "pkcs11:token=t?pin-value=4711";
+        let settings = Settings { pkcs11_base_slot: Some(uri.to_owned()), ..preloaded("k", uri) };
+        let shown = format!("{settings:?}");
+        assert!(shown.contains("\"k\"") && !shown.contains("4711"), "{shown}");
+    }
+
+    #[test]
     fn bad_settings_are_refused() {
         assert!(matches!(locations(preloaded("", "file:///k")), Err(SettingsError::EmptyId)));
         assert!(matches!(locations(preloaded("k", "http://x")), Err(SettingsError::PreloadedKey { .. })));
         let base_slot = Settings { pkcs11_base_slot: Some("pkcs11:".into()), ..Settings::default() };
         assert!(matches!(locations(base_slot), Err(SettingsError::BaseSlot(UriError::NoToken))));
         let library = Settings { pkcs11_lib_path: Some("/lib.so".into()), ..Settings::default() };
-        assert!(matches!(locations(library), Err(SettingsError::Pkcs11)));
+        assert!(matches!(locations(library), Err(SettingsError::Library(TokenError::Load { .. }))));
     }
 }

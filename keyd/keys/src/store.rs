@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 use crate::cache::{Cache, Stamp};
 use crate::content::Content;
 use crate::error::Failure;
-use crate::location::Location;
+use crate::location::FileLocation;
 
 /// More than any key; a request body cannot carry as much.
 const LARGEST_FILE: u64 = 1024 * 1024;
@@ -35,8 +35,8 @@ impl Store {
     }
 
     /// The key at `location`, `None` if nothing is there.
-    pub(crate) fn load(&self, location: &Location) -> Result<Option<Arc<Content>>, Failure> {
-        let path = location.path();
+    pub(crate) fn load(&self, location: &FileLocation) -> Result<Option<Arc<Content>>, Failure> {
+        let path = &location.path;
         let Some(stamp) = stamp(path)? else {
             self.cache.forget(path);
             return Ok(None);
@@ -61,17 +61,17 @@ impl Store {
         Ok(Some(content))
     }
 
-    /// Whether [`Store::load`] would find the key without reading a file.
-    pub(crate) fn is_ready(&self, location: &Location) -> bool {
-        matches!(stamp(location.path()), Ok(Some(stamp)) if self.cache.get(location.path(), stamp).is_some())
+    /// Whether the key is in memory: [`Store::load`] then looks at its file's times and reads it only if they have changed.
+    pub(crate) fn is_ready(&self, location: &FileLocation) -> bool {
+        self.cache.has(&location.path)
     }
 
     /// Puts a new key where nothing is. A file of no bytes counts as nothing unless it is preloaded; a crash of the public system leaves such files.
-    pub(crate) fn create(&self, location: &Location, bytes: &[u8]) -> Result<Created, Failure> {
-        let path = location.path();
+    pub(crate) fn create(&self, location: &FileLocation, bytes: &[u8]) -> Result<Created, Failure> {
+        let path = &location.path;
         self.make_folder(location)?;
         let created = aziot_files::write_new(path, Mode::PRIVATE, bytes)?;
-        if created == Created::AlreadyThere && !location.is_preloaded() && is_empty_file(path) {
+        if created == Created::AlreadyThere && !location.preloaded && is_empty_file(path) {
             tracing::warn!(path = %path.display(), "the key file is empty, as a crash while it was written leaves it; making a new key in its place");
             aziot_files::write(path, Mode::PRIVATE, bytes)?;
             return Ok(Created::New);
@@ -80,31 +80,31 @@ impl Store {
     }
 
     /// Puts a key at `location`, over what is there.
-    pub(crate) fn replace(&self, location: &Location, bytes: &[u8]) -> Result<(), Failure> {
+    pub(crate) fn replace(&self, location: &FileLocation, bytes: &[u8]) -> Result<(), Failure> {
         self.make_folder(location)?;
-        aziot_files::write(location.path(), Mode::PRIVATE, bytes)?;
-        self.cache.forget(location.path());
+        aziot_files::write(&location.path, Mode::PRIVATE, bytes)?;
+        self.cache.forget(&location.path);
         Ok(())
     }
 
     /// Removes the key; tells whether it was there.
-    pub(crate) fn remove(&self, location: &Location) -> Result<bool, Failure> {
-        let removed = aziot_files::remove(location.path())?;
-        self.cache.forget(location.path());
+    pub(crate) fn remove(&self, location: &FileLocation) -> Result<bool, Failure> {
+        let removed = aziot_files::remove(&location.path)?;
+        self.cache.forget(&location.path);
         Ok(removed)
     }
 
     /// Gives a key the place of another, in one step.
-    pub(crate) fn rename(&self, from: &Location, to: &Location) -> Result<(), Failure> {
-        aziot_files::rename(from.path(), to.path())?;
-        self.cache.forget(from.path());
-        self.cache.forget(to.path());
+    pub(crate) fn rename(&self, from: &FileLocation, to: &FileLocation) -> Result<(), Failure> {
+        aziot_files::rename(&from.path, &to.path)?;
+        self.cache.forget(&from.path);
+        self.cache.forget(&to.path);
         Ok(())
     }
 
     /// A preloaded key's folder is the operator's and must exist.
-    fn make_folder(&self, location: &Location) -> Result<(), Failure> {
-        if let Some(folder) = self.folder.as_ref().filter(|_| !location.is_preloaded()) {
+    fn make_folder(&self, location: &FileLocation) -> Result<(), Failure> {
+        if let Some(folder) = self.folder.as_ref().filter(|_| !location.preloaded) {
             // New or there already: both are what is wanted.
             let _ = aziot_files::create_directory(folder, Mode::PRIVATE_DIRECTORY)?;
         }

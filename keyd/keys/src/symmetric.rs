@@ -1,36 +1,65 @@
 //! Symmetric keys: HMAC-SHA256, derivation and AES-256-GCM (`keys.md`, 6.1, 6.5 and 6.6).
 
 use openssl::error::ErrorStack;
-use openssl::hash::MessageDigest;
-use openssl::pkey::{PKey, Private};
 use openssl::rand::rand_priv_bytes;
-use openssl::sign::Signer;
 use openssl::symm::{Cipher, decrypt_aead, encrypt_aead};
 use zeroize::Zeroizing;
 
 use crate::error::{Failure, Invalid, Problem};
+use crate::hmac::Hmac;
 
 /// Length of generated keys, of HMACs and of derived keys.
 pub(crate) const KEY_LENGTH: usize = 32;
-const TAG_LENGTH: usize = 16;
+pub(crate) const TAG_LENGTH: usize = 16;
 /// The longest that OpenSSL 3 takes for GCM.
 const LONGEST_IV: usize = 128;
 
 /// Version, tag, ciphertext: written by products older than 1.2, never by us.
 const TAG_FIRST: u8 = 1;
 /// Version, ciphertext, tag.
-const TAG_LAST: u8 = 2;
+pub(crate) const TAG_LAST: u8 = 2;
+
+/// What a symmetric key is for. Only keys on tokens care; a file takes any use, as the public service's files do.
+///
+/// The bits are those of the C library: 0x01 to sign and derive, 0x10 to encrypt. A token makes keys of exactly one of the two.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct KeyUsage(u32);
+
+impl KeyUsage {
+    /// HMAC-SHA256, and derivation of other keys.
+    pub const SIGN: KeyUsage = KeyUsage(0x01);
+    /// AES-256-GCM.
+    pub const ENCRYPT: KeyUsage = KeyUsage(0x10);
+
+    /// Any bits at all; which of them a key can have is decided when it is made.
+    #[must_use]
+    pub const fn from_bits(bits: u32) -> KeyUsage {
+        KeyUsage(bits)
+    }
+
+    /// The bits of the C library.
+    #[must_use]
+    pub const fn bits(self) -> u32 {
+        self.0
+    }
+
+    /// Both uses at once.
+    #[must_use]
+    pub const fn and(self, other: KeyUsage) -> KeyUsage {
+        KeyUsage(self.0 | other.0)
+    }
+}
 
 /// A key of at least one byte.
 pub(crate) struct SymmetricKey {
     bytes: Zeroizing<Vec<u8>>,
-    /// The same bytes, prepared for HMAC. OpenSSL wipes them.
-    hmac: PKey<Private>,
+    /// The same bytes, prepared for HMAC.
+    hmac: Hmac,
 }
 
 impl SymmetricKey {
     pub(crate) fn new(bytes: Zeroizing<Vec<u8>>) -> Result<SymmetricKey, ErrorStack> {
-        let hmac = PKey::hmac(&bytes)?;
+        let hmac = Hmac::new(&bytes)?;
         Ok(SymmetricKey { bytes, hmac })
     }
 
@@ -41,54 +70,64 @@ impl SymmetricKey {
         Ok(bytes)
     }
 
-    pub(crate) fn hmac(&self, message: &[u8]) -> Result<Zeroizing<Vec<u8>>, ErrorStack> {
-        let mut signer = Signer::new(MessageDigest::sha256(), &self.hmac)?;
-        let mut signature = Zeroizing::new(vec![0; KEY_LENGTH]);
-        let length = signer.sign_oneshot(&mut signature, message)?;
-        signature.truncate(length);
-        Ok(signature)
+    fn check_length(&self) -> Result<(), Failure> {
+        if self.bytes.len() == KEY_LENGTH { Ok(()) } else { Err(Failure::KeyLength(self.bytes.len())) }
+    }
+}
+
+/// What a symmetric key does, wherever it is.
+pub(crate) trait SymmetricOperations {
+    /// HMAC-SHA256, which is also how keys are derived. 32 bytes.
+    fn hmac(&self, message: &[u8]) -> Result<Zeroizing<Vec<u8>>, Problem>;
+
+    /// AES-GCM in the layout [`TAG_LAST`].
+    fn encrypt(&self, iv: &[u8], aad: &[u8], plaintext: &[u8]) -> Result<Vec<u8>, Problem>;
+
+    /// The plaintext of any layout that the key's place supports.
+    fn decrypt(&self, iv: &[u8], aad: &[u8], ciphertext: &[u8]) -> Result<Zeroizing<Vec<u8>>, Problem>;
+}
+
+impl SymmetricOperations for SymmetricKey {
+    fn hmac(&self, message: &[u8]) -> Result<Zeroizing<Vec<u8>>, Problem> {
+        Ok(self.hmac.of(message)?)
     }
 
-    /// The key that `data` makes of this one.
-    pub(crate) fn derive(&self, data: &[u8]) -> Result<SymmetricKey, ErrorStack> {
-        self.hmac(data).and_then(SymmetricKey::new)
-    }
-
-    pub(crate) fn to_bytes(&self) -> Zeroizing<Vec<u8>> {
-        self.bytes.clone()
-    }
-
-    pub(crate) fn encrypt(&self, iv: &[u8], aad: &[u8], plaintext: &[u8]) -> Result<Vec<u8>, Problem> {
-        self.check_aead(iv)?;
+    fn encrypt(&self, iv: &[u8], aad: &[u8], plaintext: &[u8]) -> Result<Vec<u8>, Problem> {
+        self.check_length()?;
+        check_iv(iv)?;
         let mut tag = [0; TAG_LENGTH];
         let encrypted = encrypt_aead(Cipher::aes_256_gcm(), &self.bytes, Some(iv), aad, plaintext, &mut tag)?;
         Ok([&[TAG_LAST], &*encrypted, &tag].concat())
     }
 
-    pub(crate) fn decrypt(&self, iv: &[u8], aad: &[u8], ciphertext: &[u8]) -> Result<Zeroizing<Vec<u8>>, Problem> {
-        let (version, rest) = ciphertext.split_first().ok_or(Invalid::CiphertextTooShort)?;
-        let (tag, encrypted) = match *version {
-            TAG_FIRST => rest.split_first_chunk::<TAG_LENGTH>(),
-            TAG_LAST => rest.split_last_chunk::<TAG_LENGTH>().map(|(encrypted, tag)| (tag, encrypted)),
-            unknown => return Err(Invalid::CiphertextVersion(unknown).into()),
-        }
-        .ok_or(Invalid::CiphertextTooShort)?;
-        self.check_aead(iv)?;
+    fn decrypt(&self, iv: &[u8], aad: &[u8], ciphertext: &[u8]) -> Result<Zeroizing<Vec<u8>>, Problem> {
+        let (version, rest) = split_version(ciphertext)?;
+        let (tag, encrypted) = if version == TAG_FIRST {
+            rest.split_at(TAG_LENGTH)
+        } else {
+            let (encrypted, tag) = rest.split_at(rest.len() - TAG_LENGTH);
+            (tag, encrypted)
+        };
+        self.check_length()?;
+        check_iv(iv)?;
         decrypt_aead(Cipher::aes_256_gcm(), &self.bytes, Some(iv), aad, encrypted, tag)
             .map(Zeroizing::new)
             // GCM reports a wrong tag with no reason of its own.
             .map_err(|_| Failure::NotAuthentic.into())
     }
+}
 
-    fn check_aead(&self, iv: &[u8]) -> Result<(), Failure> {
-        if self.bytes.len() != KEY_LENGTH {
-            Err(Failure::KeyLength(self.bytes.len()))
-        } else if iv.is_empty() || iv.len() > LONGEST_IV {
-            Err(Failure::IvLength(iv.len()))
-        } else {
-            Ok(())
-        }
+/// A known version, and at least a tag.
+pub(crate) fn split_version(ciphertext: &[u8]) -> Result<(u8, &[u8]), Invalid> {
+    match ciphertext {
+        [version, ..] if ![TAG_FIRST, TAG_LAST].contains(version) => Err(Invalid::CiphertextVersion(*version)),
+        [version, rest @ ..] if rest.len() >= TAG_LENGTH => Ok((*version, rest)),
+        _ => Err(Invalid::CiphertextTooShort),
     }
+}
+
+pub(crate) fn check_iv(iv: &[u8]) -> Result<(), Failure> {
+    if (1..=LONGEST_IV).contains(&iv.len()) { Ok(()) } else { Err(Failure::IvLength(iv.len())) }
 }
 
 #[cfg(test)]
@@ -100,20 +139,24 @@ mod tests {
         SymmetricKey::new(Zeroizing::new(bytes.to_vec())).unwrap()
     }
 
+    fn derive(base: &SymmetricKey, data: &[u8]) -> SymmetricKey {
+        SymmetricKey::new(base.hmac(data).unwrap()).unwrap()
+    }
+
     #[test]
     fn the_table_of_hmacs_and_derivations() {
         let hmac = |key: &SymmetricKey, message: &str| hex(&key.hmac(message.as_bytes()).unwrap());
         let k1 = key(&k1());
         assert_eq!(hmac(&k1, "hello"), "01043290094dcd211076cd9e66c478f57891856c3dbf5950f51141911b6ca433");
         assert_eq!(hmac(&k1, ""), "6656ed44406d8895497b1b8d854118fcd7790e181ce6ea7ca4eed793f0fcd594");
-        let derived = k1.derive(b"modA:1:primary").unwrap();
+        let derived = derive(&k1, b"modA:1:primary");
         assert_eq!(hmac(&derived, "hello"), "8ae8ff4488ed75342a8b279dee9478288643a22124d994d53579613ea8fdc8d6");
-        let exported = hex(&derived.to_bytes());
+        let exported = hex(&derived.bytes);
         assert_eq!(exported, "82a2faf9a7cd82794e071c6b1a0465bde3ae46adbf05ac6d3924b364529d755c");
         assert_eq!(hmac(&key(b"key"), "m"), "782906cfdc87462bf9242b96f17057c3389530ff937920823bf7a583f5d983a5");
-        let derived = key(b"key").derive(b"data").unwrap();
+        let derived = derive(&key(b"key"), b"data");
         assert_eq!(hmac(&derived, "m"), "f104cdbd9f7b3d66bfab0bee2f48c517e4a497570a141f62194dc9a6b754df76");
-        assert!(k1.derive(b"").is_ok());
+        assert!(k1.hmac(b"").is_ok());
     }
 
     /// Key, IV, AAD, plaintext, ciphertext in hex.
@@ -126,7 +169,7 @@ mod tests {
     fn the_table_of_ciphertexts() {
         let counting = |length: u8| (0..length).collect::<Vec<u8>>();
         let iv = counting(12);
-        let derived = key(&k1()).derive(b"modA:1:primary").unwrap();
+        let derived = derive(&key(&k1()), b"modA:1:primary");
         let k1 = key(&k1());
         let table: [Row; 8] = [
             (&k1, &iv, AAD, PLAINTEXT, "02496a011d57fc28c1ab7cf4a7c099a39373afb7d904b0f728907694833490"),

@@ -88,6 +88,15 @@ pub enum TokenIdentifier {
     Label(String),
 }
 
+impl fmt::Display for TokenIdentifier {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            TokenIdentifier::SlotId(slot_id) => write!(formatter, "token in slot {slot_id}"),
+            TokenIdentifier::Label(label) => write!(formatter, "token {label:?}"),
+        }
+    }
+}
+
 /// A parsed `pkcs11:` URI. Its PIN never shows in `Debug` output.
 #[derive(Clone, Eq, PartialEq)]
 pub struct Pkcs11Uri {

@@ -10,7 +10,7 @@ use std::sync::Barrier;
 use std::thread;
 
 use aziot_keys::{
-    Class, Error, Failure, Invalid, KeyPairAlgorithm, Keys, NotKeyPair, PublicParameter, Secret, Settings,
+    Class, Error, Failure, Invalid, KeyPairAlgorithm, KeyUsage, Keys, NotKeyPair, PublicParameter, Secret, Settings,
     SymmetricUse, file_name,
 };
 use tempfile::TempDir;
@@ -103,11 +103,11 @@ fn is_preloaded(outcome: Result<impl Sized, Error>) -> bool {
 fn a_key_is_made_once_with_private_modes() {
     let device = Device::new();
     assert!(matches!(invalid(device.keys.load_key("k")), Invalid::NotFound));
-    device.keys.create_key("k").unwrap();
+    device.keys.create_key("k", KeyUsage::SIGN).unwrap();
     let bytes = fs::read(device.path("k")).unwrap();
     assert_eq!(bytes.len(), 32);
     assert_eq!((mode(&device.path("k")), mode(device.path("k").parent().unwrap())), (0o600, 0o700));
-    device.keys.create_key("k").unwrap();
+    device.keys.create_key("k", KeyUsage::SIGN).unwrap();
     device.keys.load_key("k").unwrap();
     assert_eq!(fs::read(device.path("k")).unwrap(), bytes);
 }
@@ -116,26 +116,26 @@ fn a_key_is_made_once_with_private_modes() {
 fn any_text_is_an_id_but_not_of_any_length() {
     let device = Device::new();
     for id in ["", "../../etc/passwd", "日本", "a/b c%?é"] {
-        device.keys.create_key(id).unwrap();
+        device.keys.create_key(id, KeyUsage::SIGN).unwrap();
         assert!(device.path(id).exists(), "{id}");
     }
     let long = "a".repeat(187);
-    assert!(matches!(invalid(device.keys.create_key(&long)), Invalid::IdTooLong));
-    assert!(matches!(invalid(device.keys.import_key(&long, &secret(b"x"))), Invalid::IdTooLong));
+    assert!(matches!(invalid(device.keys.create_key(&long, KeyUsage::SIGN)), Invalid::IdTooLong));
+    assert!(matches!(invalid(device.keys.import_key(&long, KeyUsage::SIGN, &secret(b"x"))), Invalid::IdTooLong));
     assert!(matches!(invalid(device.keys.load_key_pair(&long)), Invalid::IdTooLong));
 }
 
 #[test]
 fn an_import_takes_bytes_as_they_are_and_replaces() {
     let device = Device::new();
-    device.keys.create_key("k").unwrap();
+    device.keys.create_key("k", KeyUsage::SIGN).unwrap();
     for bytes in [&b"a trailing newline is key material\n"[..], b"\0", HOW] {
-        device.keys.import_key("k", &secret(bytes)).unwrap();
+        device.keys.import_key("k", KeyUsage::SIGN, &secret(bytes)).unwrap();
         assert_eq!(fs::read(device.path("k")).unwrap(), bytes);
         assert_eq!(mode(&device.path("k")), 0o600);
         device.hmac("k").unwrap();
     }
-    assert!(matches!(invalid(device.keys.import_key("k", &secret(b""))), Invalid::EmptyImport));
+    assert!(matches!(invalid(device.keys.import_key("k", KeyUsage::SIGN, &secret(b""))), Invalid::EmptyImport));
     assert_eq!(fs::read(device.path("k")).unwrap(), HOW);
 }
 
@@ -144,7 +144,7 @@ fn keys_of_the_public_system_are_used_as_they_are() {
     let device = Device::new();
     device.put("k", &[7; 16]);
     fs::set_permissions(device.path("k"), fs::Permissions::from_mode(0o644)).unwrap();
-    device.keys.create_key("k").unwrap();
+    device.keys.create_key("k", KeyUsage::SIGN).unwrap();
     device.hmac("k").unwrap();
     assert_eq!((fs::read(device.path("k")).unwrap(), mode(&device.path("k"))), (vec![7; 16], 0o644));
 }
@@ -157,12 +157,12 @@ fn an_empty_file_is_replaced_only_by_making_or_importing() {
     assert!(matches!(failure(device.keys.load_key("k")), Failure::Empty { .. }));
     assert!(matches!(failure(device.keys.load_key_pair("pair")), Failure::Empty { .. }));
     assert!(device.path("k").exists());
-    device.keys.create_key("k").unwrap();
+    device.keys.create_key("k", KeyUsage::SIGN).unwrap();
     device.keys.create_key_pair("pair", None).unwrap();
     assert_eq!(fs::read(device.path("k")).unwrap().len(), 32);
     assert_eq!(device.point("pair").len(), 33);
     device.put("other", b"");
-    device.keys.import_key("other", &secret(b"x")).unwrap();
+    device.keys.import_key("other", KeyUsage::SIGN, &secret(b"x")).unwrap();
     assert_eq!(fs::read(device.path("other")).unwrap(), b"x");
 }
 
@@ -186,14 +186,14 @@ fn a_damaged_key_pair_is_never_made_anew() {
 #[test]
 fn neither_kind_is_used_or_replaced_as_the_other() {
     let device = Device::new();
-    device.keys.create_key("k").unwrap();
+    device.keys.create_key("k", KeyUsage::SIGN).unwrap();
     device.keys.create_key_pair("pair", None).unwrap();
     let before = [fs::read(device.path("k")).unwrap(), fs::read(device.path("pair")).unwrap()];
     let keys = &device.keys;
 
     assert!(matches!(invalid(keys.load_key("pair")), Invalid::NotSymmetric));
-    assert!(matches!(invalid(keys.create_key("pair")), Invalid::NotSymmetric));
-    assert!(matches!(invalid(keys.import_key("pair", &secret(b"x"))), Invalid::NotSymmetric));
+    assert!(matches!(invalid(keys.create_key("pair", KeyUsage::SIGN)), Invalid::NotSymmetric));
+    assert!(matches!(invalid(keys.import_key("pair", KeyUsage::SIGN, &secret(b"x"))), Invalid::NotSymmetric));
     assert!(matches!(invalid(keys.delete_key("pair")), Invalid::NotSymmetric));
     assert!(matches!(invalid(device.hmac("pair")), Invalid::NotSymmetric));
     assert!(matches!(invalid(keys.derive("pair", b"")), Invalid::NotSymmetric));
@@ -208,7 +208,7 @@ fn neither_kind_is_used_or_replaced_as_the_other() {
 
     assert_eq!([fs::read(device.path("k")).unwrap(), fs::read(device.path("pair")).unwrap()], before);
     let pem = secret(&before[1]);
-    assert!(matches!(invalid(keys.import_key("new", &pem)), Invalid::ImportOfPrivateKey));
+    assert!(matches!(invalid(keys.import_key("new", KeyUsage::SIGN, &pem)), Invalid::ImportOfPrivateKey));
 }
 
 #[test]
@@ -252,11 +252,11 @@ fn what_is_deleted_is_gone_and_deleting_nothing_is_fine() {
     let device = Device::new();
     device.keys.delete_key("k").unwrap();
     device.keys.delete_key_pair("k").unwrap();
-    device.keys.create_key("k").unwrap();
+    device.keys.create_key("k", KeyUsage::SIGN).unwrap();
     let first = device.hmac("k").unwrap();
     device.keys.delete_key("k").unwrap();
     assert!(matches!(invalid(device.hmac("k")), Invalid::NotFound));
-    device.keys.create_key("k").unwrap();
+    device.keys.create_key("k", KeyUsage::SIGN).unwrap();
     assert_ne!(device.hmac("k").unwrap(), first);
     device.put("empty", b"");
     device.keys.delete_key_pair("empty").unwrap();
@@ -269,16 +269,16 @@ fn a_preloaded_key_is_made_where_absent_and_never_changed() {
     let keys = &device.keys;
     keys.create_key_pair("movable", None).unwrap();
     keys.delete_key("k").unwrap();
-    keys.create_key("k").unwrap();
+    keys.create_key("k", KeyUsage::SIGN).unwrap();
     keys.create_key_pair("pair", None).unwrap();
-    keys.import_key("import", &secret(b"bytes")).unwrap();
+    keys.import_key("import", KeyUsage::SIGN, &secret(b"bytes")).unwrap();
     let before = [fs::read(device.preloaded_path("k")).unwrap(), fs::read(device.preloaded_path("pair")).unwrap()];
     assert_eq!((before[0].len(), before[1].len(), mode(&device.preloaded_path("k"))), (32, 241, 0o600));
-    keys.create_key("k").unwrap();
+    keys.create_key("k", KeyUsage::SIGN).unwrap();
     keys.create_key_pair("pair", Some("rsa-2048")).unwrap();
 
-    assert!(is_preloaded(keys.import_key("k", &secret(b"x"))));
-    assert!(is_preloaded(keys.import_key("import", &secret(b"x"))));
+    assert!(is_preloaded(keys.import_key("k", KeyUsage::SIGN, &secret(b"x"))));
+    assert!(is_preloaded(keys.import_key("import", KeyUsage::SIGN, &secret(b"x"))));
     assert!(is_preloaded(keys.delete_key("k")));
     assert!(is_preloaded(keys.delete_key_pair("pair")));
     assert!(is_preloaded(keys.move_key_pair("pair", "new")));
@@ -301,12 +301,12 @@ fn an_empty_or_damaged_preloaded_key_is_a_failure_and_stays() {
     put(&device.preloaded_path("cut"), HOW);
     symlink("/nonexistent/key", device.preloaded_path("link")).unwrap();
     let keys = &device.keys;
-    assert!(matches!(failure(keys.create_key("empty")), Failure::Empty { .. }));
+    assert!(matches!(failure(keys.create_key("empty", KeyUsage::SIGN)), Failure::Empty { .. }));
     assert!(matches!(failure(keys.create_key_pair("empty", None)), Failure::Empty { .. }));
     assert!(matches!(failure(keys.create_key_pair("cut", None)), Failure::Damaged { .. }));
-    assert!(is_preloaded(keys.import_key("empty", &secret(b"x"))));
-    assert!(is_preloaded(keys.import_key("link", &secret(b"x"))));
-    assert_eq!(keys.create_key("link").unwrap_err().class(), Class::External);
+    assert!(is_preloaded(keys.import_key("empty", KeyUsage::SIGN, &secret(b"x"))));
+    assert!(is_preloaded(keys.import_key("link", KeyUsage::SIGN, &secret(b"x"))));
+    assert_eq!(keys.create_key("link", KeyUsage::SIGN).unwrap_err().class(), Class::External);
     assert_eq!(fs::read(device.preloaded_path("empty")).unwrap(), b"");
     assert_eq!(fs::read(device.preloaded_path("cut")).unwrap(), HOW);
     assert!(device.preloaded_path("link").symlink_metadata().unwrap().is_symlink());
@@ -318,9 +318,9 @@ fn the_folder_of_a_preloaded_key_is_not_made() {
     let uri = format!("file://{}", folder.path().join("missing/k").display());
     let settings = Settings { preloaded_keys: [("k".to_owned(), uri)].into(), ..Settings::default() };
     let keys = Keys::new(settings).unwrap();
-    assert!(matches!(failure(keys.create_key("k")), Failure::File(_)));
+    assert!(matches!(failure(keys.create_key("k", KeyUsage::SIGN)), Failure::File(_)));
     assert!(!folder.path().join("missing").exists());
-    assert!(matches!(invalid(keys.create_key("other")), Invalid::NoHome));
+    assert!(matches!(invalid(keys.create_key("other", KeyUsage::SIGN)), Invalid::NoHome));
 }
 
 #[test]
@@ -336,10 +336,9 @@ fn a_changed_file_is_read_again() {
     let other = device.folder.path().join("other");
     put(&other, &[2; 32]);
     fs::rename(&other, device.path("k")).unwrap();
-    assert!(!device.keys.is_ready("k"));
     let second = device.hmac("k").unwrap();
     assert_ne!(second, first);
-    device.keys.import_key("k", &secret(&[1; 32])).unwrap();
+    device.keys.import_key("k", KeyUsage::SIGN, &secret(&[1; 32])).unwrap();
     assert_eq!(device.hmac("k").unwrap(), first);
     fs::remove_file(device.path("k")).unwrap();
     assert!(matches!(invalid(device.hmac("k")), Invalid::NotFound));
@@ -349,9 +348,9 @@ fn a_changed_file_is_read_again() {
 #[test]
 fn what_is_no_file_or_too_large_is_a_failure() {
     let device = Device::with_preloaded(&["endless"]);
-    device.keys.create_key("k").unwrap();
+    device.keys.create_key("k", KeyUsage::SIGN).unwrap();
     fs::create_dir(device.path("folder")).unwrap();
-    assert!(matches!(failure(device.keys.create_key("folder")), Failure::NotAFile { .. }));
+    assert!(matches!(failure(device.keys.create_key("folder", KeyUsage::SIGN)), Failure::NotAFile { .. }));
     device.put("large", &vec![1; 1024 * 1024 + 1]);
     let error = device.keys.load_key("large").unwrap_err();
     assert_eq!(error.class(), Class::External);
@@ -390,7 +389,7 @@ fn callers_who_race_for_one_id_get_one_key() {
     for _ in 0..10 {
         let device = Device::new();
         let signatures = race(|_| {
-            device.keys.create_key("k").unwrap();
+            device.keys.create_key("k", KeyUsage::SIGN).unwrap();
             device.hmac("k").unwrap()
         });
         assert!(signatures.windows(2).all(|pair| pair[0] == pair[1]));
@@ -405,11 +404,11 @@ fn callers_who_race_for_one_id_get_one_key() {
 #[test]
 fn a_key_is_used_while_others_replace_it() {
     let device = Device::new();
-    device.keys.import_key("k", &secret(&[0; 32])).unwrap();
+    device.keys.import_key("k", KeyUsage::SIGN, &secret(&[0; 32])).unwrap();
     race(|number| {
         for round in 0..20u8 {
             if number == 0 {
-                device.keys.import_key("k", &secret(&[round; 32])).unwrap();
+                device.keys.import_key("k", KeyUsage::SIGN, &secret(&[round; 32])).unwrap();
             } else {
                 device.hmac("k").unwrap();
             }

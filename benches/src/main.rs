@@ -1,0 +1,106 @@
+//! Measures the key service as its callers feel it: a load generator over the socket, beside what OpenSSL does on the same machine.
+//!
+//! Started by `cargo xtask bench`, which builds it and the daemon. It shares the processors with the daemon, so that it counts every
+//! microsecond of its own against the figures: one thread, one `epoll`, requests written beforehand. Says nothing about correctness.
+
+mod connection;
+mod latency;
+mod load;
+mod operation;
+mod raw;
+mod report;
+mod scenario;
+mod service;
+
+use std::{fs::File, path::PathBuf, process::ExitCode, time::Duration};
+
+use anyhow::{Context as _, Result};
+use clap::Parser;
+
+use crate::{
+    load::{Connections, Load},
+    operation::Operation,
+    report::{Measurement, Report},
+    service::Service,
+};
+
+/// Measures `aziot-keyd` over its socket.
+#[derive(Parser)]
+#[command(name = "aziot-load")]
+struct Arguments {
+    /// The `aziotd` to measure.
+    #[arg(long)]
+    aziotd: PathBuf,
+    /// How long each line of the table is measured.
+    #[arg(long, default_value_t = 3)]
+    seconds: u64,
+    /// Where the figures go as JSON.
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Measures only operations whose name contains this, and no scenarios.
+    #[arg(long)]
+    only: Option<String>,
+}
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            report::failure(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whether every target was met.
+fn run(arguments: &Arguments) -> Result<bool> {
+    let seconds = Duration::from_secs(arguments.seconds.max(1));
+    let service = Service::start(&arguments.aziotd)?;
+    let mut report = Report::new(seconds);
+    for operation in Operation::ALL {
+        if arguments.only.as_ref().is_none_or(|only| operation.name().contains(only.as_str())) {
+            measure(&mut report, &service, operation, seconds)?;
+        }
+    }
+    if arguments.only.is_none() {
+        report.scenarios.push(scenario::key_generation(&service, seconds)?);
+    }
+    service.stop()?;
+    if arguments.only.is_none() {
+        report.scenarios.push(scenario::memory(&arguments.aziotd)?);
+        report.scenarios.extend(scenario::many_keys(&arguments.aziotd)?);
+    }
+    report.print()?;
+    if let Some(path) = &arguments.json {
+        let file = File::create(path).with_context(|| format!("could not write {}", path.display()))?;
+        serde_json::to_writer_pretty(file, &report).context("could not write the figures")?;
+    }
+    Ok(report.targets_met())
+}
+
+fn measure(report: &mut Report, service: &Service, operation: Operation, seconds: Duration) -> Result<()> {
+    let raw = raw::rates(operation, service.folder(), seconds)?;
+    let mut requests = operation.requests(service.socket())?;
+    for connections in [Connections::Kept, Connections::New] {
+        for concurrency in [1, 8] {
+            let (before, worked_before) = (service.resident_kib()?, service.processor_time()?);
+            let load = Load { socket: service.socket(), connections, concurrency, seconds };
+            let outcome = load.run(&mut requests)?;
+            let worked = service.processor_time()?.saturating_sub(worked_before);
+            let after = service.resident_kib()?;
+            let figures = outcome.figures();
+            report.add(Measurement {
+                operation,
+                connections,
+                concurrency,
+                raw,
+                figures,
+                processor_us: outcome.share(worked),
+                resident_before_kib: before,
+                resident_after_kib: after,
+            })?;
+        }
+    }
+    Ok(())
+}

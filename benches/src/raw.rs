@@ -1,0 +1,145 @@
+//! What OpenSSL does on this machine without any service: the same operation in a loop, on one processor and on all of them.
+//!
+//! Keys are parsed and prepared once, as in the service. Making a key includes the file that a key is, on the same file system.
+
+use std::{
+    path::Path,
+    sync::atomic::{AtomicU64, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use aziot_files::{Created, Mode};
+use openssl::{
+    ec::{Asn1Flag, EcGroup, EcKey},
+    hash::MessageDigest,
+    nid::Nid,
+    pkey::PKey,
+    pkey_ctx::PkeyCtx,
+    rand::rand_priv_bytes,
+    rsa::{Padding, Rsa},
+    sign::Signer,
+    symm::{Cipher, encrypt_aead},
+};
+use serde::Serialize;
+
+use crate::operation::{AAD, DIGEST, IV, MESSAGE, Operation, PLAINTEXT, digest_info};
+
+/// Operations per second.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Rates {
+    pub(crate) one_core: f64,
+    pub(crate) all_cores: f64,
+}
+
+/// How many processors there are.
+pub(crate) fn cores() -> usize {
+    thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Measures the operation; `None` where OpenSSL has nothing to do with it. New key files go below `folder`.
+pub(crate) fn rates(operation: Operation, folder: &Path, seconds: Duration) -> Result<Option<Rates>> {
+    if operation == Operation::EmptyRoute {
+        return Ok(None);
+    }
+    let folder = tempfile::tempdir_in(folder).context("could not make a folder")?;
+    let rate = |threads| rate(operation, folder.path(), threads, seconds / 2);
+    Ok(Some(Rates { one_core: rate(1)?, all_cores: rate(cores())? }))
+}
+
+#[expect(clippy::cast_precision_loss, reason = "far fewer than 2^52 operations")]
+fn rate(operation: Operation, folder: &Path, threads: usize, seconds: Duration) -> Result<f64> {
+    let begun = Instant::now();
+    let counts = thread::scope(|scope| {
+        let started: Vec<_> = (0..threads)
+            .map(|_| {
+                scope.spawn(move || -> Result<u64> {
+                    let mut work = work(operation, folder)?;
+                    let mut count = 0;
+                    while begun.elapsed() < seconds {
+                        work()?;
+                        count += 1;
+                    }
+                    Ok(count)
+                })
+            })
+            .collect();
+        let join = |thread: thread::ScopedJoinHandle<'_, Result<u64>>| {
+            thread.join().map_err(|_| anyhow!("a measuring thread panicked"))?
+        };
+        started.into_iter().map(join).sum::<Result<u64>>()
+    })?;
+    Ok(counts as f64 / begun.elapsed().as_secs_f64())
+}
+
+type Work = Box<dyn FnMut() -> Result<()>>;
+
+fn work(operation: Operation, folder: &Path) -> Result<Work> {
+    let mut output = vec![0; 512];
+    Ok(match operation {
+        Operation::EmptyRoute => Box::new(|| Ok(())),
+        Operation::HmacSha256 => {
+            let key = PKey::hmac(&[1; 32])?;
+            Box::new(move || {
+                Signer::new(MessageDigest::sha256(), &key)?.sign_oneshot(&mut output, &MESSAGE)?;
+                Ok(())
+            })
+        }
+        Operation::EcdsaP256 => {
+            let group = p256()?;
+            let key = PKey::from_ec_key(EcKey::generate(&group)?)?;
+            Box::new(move || {
+                let mut context = PkeyCtx::new(&key)?;
+                context.sign_init()?;
+                context.sign(&DIGEST, Some(&mut output))?;
+                Ok(())
+            })
+        }
+        Operation::Rsa2048 => {
+            let (key, input) = (PKey::from_rsa(Rsa::generate(2048)?)?, digest_info());
+            Box::new(move || {
+                let mut context = PkeyCtx::new(&key)?;
+                context.sign_init()?;
+                context.set_rsa_padding(Padding::PKCS1)?;
+                context.sign(&input, Some(&mut output))?;
+                Ok(())
+            })
+        }
+        Operation::Aead1Kib => Box::new(|| {
+            let mut tag = [0; 16];
+            encrypt_aead(Cipher::aes_256_gcm(), &[1; 32], Some(&IV), AAD, &PLAINTEXT, &mut tag)?;
+            Ok(())
+        }),
+        Operation::CreateKey => {
+            let folder = folder.to_owned();
+            Box::new(move || {
+                let mut key = [0; 32];
+                rand_priv_bytes(&mut key)?;
+                write_new(&folder, &key)
+            })
+        }
+        Operation::CreateKeyPair => {
+            let (folder, group) = (folder.to_owned(), p256()?);
+            Box::new(move || {
+                write_new(&folder, &PKey::from_ec_key(EcKey::generate(&group)?)?.private_key_to_pem_pkcs8()?)
+            })
+        }
+    })
+}
+
+fn p256() -> Result<EcGroup> {
+    let mut group = EcGroup::from_curve_name(Nid::X9_62_PRIME256V1)?;
+    group.set_asn1_flag(Asn1Flag::NAMED_CURVE);
+    Ok(group)
+}
+
+/// A file that survives a power cut, as a key's does.
+fn write_new(folder: &Path, bytes: &[u8]) -> Result<()> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let name = NEXT.fetch_add(1, Ordering::Relaxed).to_string();
+    match aziot_files::write_new(folder.join(name), Mode::PRIVATE, bytes)? {
+        Created::New => Ok(()),
+        Created::AlreadyThere => bail!("a file of an empty folder is there already"),
+    }
+}
