@@ -9,7 +9,7 @@ use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior,
 use zeroizing_alloc::ZeroAlloc;
 
 /// Wipes all memory when it is freed. Types wipe what they know to be secret; a key also passes through buffers of the HTTP server and of
-/// the JSON parser that know nothing. Costs one or two of the hundred parts of a request (`docs/benchmarks.md`).
+/// the JSON parser that know nothing. Costs some hundredths of a request.
 #[global_allocator]
 static WIPES_WHAT_IS_FREED: ZeroAlloc<System> = ZeroAlloc(System);
 
