@@ -4,7 +4,10 @@
 
 use std::{
     path::Path,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Barrier,
+        atomic::{AtomicU64, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -50,27 +53,28 @@ pub(crate) fn rates(operation: Operation, folder: &Path, seconds: Duration) -> R
 
 #[expect(clippy::cast_precision_loss, reason = "far fewer than 2^52 operations")]
 fn rate(operation: Operation, folder: &Path, threads: usize, seconds: Duration) -> Result<f64> {
-    let begun = Instant::now();
-    let counts = thread::scope(|scope| {
+    let ready = &Barrier::new(threads);
+    thread::scope(|scope| {
         let started: Vec<_> = (0..threads)
             .map(|_| {
-                scope.spawn(move || -> Result<u64> {
-                    let mut work = work(operation, folder)?;
-                    let mut count = 0;
+                scope.spawn(move || -> Result<f64> {
+                    let work = work(operation, folder);
+                    // Making the keys is not measured.
+                    ready.wait();
+                    let (mut work, begun, mut count) = (work?, Instant::now(), 0_u64);
                     while begun.elapsed() < seconds {
                         work()?;
                         count += 1;
                     }
-                    Ok(count)
+                    Ok(count as f64 / begun.elapsed().as_secs_f64())
                 })
             })
             .collect();
-        let join = |thread: thread::ScopedJoinHandle<'_, Result<u64>>| {
+        let join = |thread: thread::ScopedJoinHandle<'_, Result<f64>>| {
             thread.join().map_err(|_| anyhow!("a measuring thread panicked"))?
         };
-        started.into_iter().map(join).sum::<Result<u64>>()
-    })?;
-    Ok(counts as f64 / begun.elapsed().as_secs_f64())
+        started.into_iter().map(join).sum::<Result<f64>>()
+    })
 }
 
 type Work = Box<dyn FnMut() -> Result<()>>;

@@ -13,7 +13,7 @@ const ID: &str = "fuzzed";
 
 fuzz_target!(|input: &[u8]| {
     let (world, keys) = (&*WORLD, &WORLD.library);
-    fs::write(path(world.folder.path(), ID), input).expect("a key file");
+    fs::write(path(&world.folder, ID), input).expect("a key file");
     let symmetric = keys.load_key(ID).is_ok();
     let pair = keys.load_key_pair(ID).is_ok();
     assert!(!(symmetric && pair), "both kinds at once");

@@ -35,7 +35,8 @@ impl Text {
     where
         S: Subscriber + for<'span> LookupSpan<'span>,
     {
-        let mut text = Text::default();
+        // Room for most lines: text that grows is copied with every step.
+        let mut text = Text { message: String::with_capacity(256), fields: String::with_capacity(256) };
         event.record(&mut text);
         let mut line = text.message;
         line.push_str(&text.fields);

@@ -12,8 +12,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::content::Content;
 
-/// More keys than any device has modules and certificates for, and less than a megabyte.
-const LIMIT: usize = 1024;
+/// More keys than a device uses at a time, and less than half a megabyte.
+const LIMIT: usize = 512;
 
 /// What tells one state of a file from the next.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -21,6 +21,7 @@ mod keys;
 mod library;
 mod location;
 mod parameters;
+mod paths;
 mod preferred_algorithms;
 mod store;
 mod symmetric;

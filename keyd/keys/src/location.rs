@@ -8,6 +8,7 @@ use std::sync::Arc;
 use openssl::sha::Sha256;
 
 use crate::error::Invalid;
+use crate::paths::Paths;
 use crate::token::{Module, Token, TokenError, TokenLocation};
 use crate::uri::{KeyUri, Pkcs11Uri, UriError};
 
@@ -109,7 +110,7 @@ impl FileLocation {
 
 /// Knows where each key is.
 pub(crate) struct Locations {
-    folder: Option<PathBuf>,
+    files: Option<Paths>,
     preloaded: BTreeMap<String, Preloaded>,
     /// Where new keys go first.
     base: Option<Arc<Token>>,
@@ -159,12 +160,13 @@ impl Locations {
             (id, place)
         };
         let preloaded = places.into_iter().map(place).collect();
-        Ok(Locations { folder: settings.homedir_path.map(|home| home.join("keys")), preloaded, base })
+        let files = settings.homedir_path.map(|home| Paths::below(home.join("keys")));
+        Ok(Locations { files, preloaded, base })
     }
 
     /// The folder of the keys that are not preloaded.
     pub(crate) fn folder(&self) -> Option<&Path> {
-        self.folder.as_deref()
+        self.files.as_ref().map(Paths::folder)
     }
 
     /// The places of the key `id`, the one that counts most first; at least one.
@@ -181,9 +183,9 @@ impl Locations {
         if let Some(token) = &self.base {
             locations.push(Location::Token(TokenLocation::new(Arc::clone(token), Some(id.to_owned()), false)));
         }
-        if let Some(folder) = &self.folder {
-            let name = file_name(id).ok_or(Invalid::IdTooLong)?;
-            locations.push(Location::File(FileLocation { path: folder.join(name), preloaded: false }));
+        if let Some(files) = &self.files {
+            let path = files.of(id).ok_or(Invalid::IdTooLong)?;
+            locations.push(Location::File(FileLocation { path, preloaded: false }));
         }
         if locations.is_empty() { Err(Invalid::NoHome) } else { Ok(locations) }
     }
