@@ -3,7 +3,8 @@
 //! The format is the public service's to the byte, so that either service accepts the other's handles over the same home directory.
 //! Handles never expire and are bound to nobody; who may get one is decided elsewhere.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use aziot_keyd_api::key::KeyHandle;
 use aziot_keys::{KeyLibrary, KeyUsage, SymmetricUse};
@@ -80,12 +81,19 @@ enum KeyId {
 /// Makes and checks handles.
 pub(crate) struct Handles {
     library: Arc<dyn KeyLibrary>,
+    /// Handles that were found genuine, and stay so: whoever uses a key again is spared everything but this look-up.
+    genuine: RwLock<HashMap<String, Target>>,
 }
+
+/// More handles than are in use at a time, and about 300 kilobytes.
+const REMEMBERED: usize = 512;
+/// Bytes of a handle that is remembered; those with much derivation data are not.
+const LONGEST_REMEMBERED: usize = 1024;
 
 impl Handles {
     /// Handles signed by the key [`HANDLE_KEY`] of `library`.
     pub(crate) fn new(library: Arc<dyn KeyLibrary>) -> Handles {
-        Handles { library }
+        Handles { library, genuine: RwLock::default() }
     }
 
     /// A handle of the symmetric key `id`.
@@ -105,6 +113,22 @@ impl Handles {
 
     /// What `handle` stands for, if this service or the public one made it over this home directory.
     pub(crate) async fn check(&self, handle: &KeyHandle) -> Result<Target, Error> {
+        if let Some(target) = self.genuine.read().unwrap_or_else(PoisonError::into_inner).get(&handle.0) {
+            return Ok(target.clone());
+        }
+        let target = self.examine(handle).await?;
+        if handle.0.len() <= LONGEST_REMEMBERED {
+            let mut genuine = self.genuine.write().unwrap_or_else(PoisonError::into_inner);
+            if genuine.len() >= REMEMBERED {
+                // Those in use come back with their next use.
+                genuine.clear();
+            }
+            genuine.insert(handle.0.clone(), target.clone());
+        }
+        Ok(target)
+    }
+
+    async fn examine(&self, handle: &KeyHandle) -> Result<Target, Error> {
         let base = match self.check_signature(&handle.0).await? {
             KeyId::Key(id) => return Ok(Target::Key(id)),
             KeyId::KeyPair(id) => return Ok(Target::KeyPair(id)),
@@ -264,6 +288,22 @@ mod tests {
         for handle in rejected {
             assert_eq!(check(&handles, &handle).await, None, "{handle}");
         }
+    }
+
+    #[tokio::test]
+    async fn genuine_handles_are_remembered_and_few_of_them() {
+        let (_folder, handles) = handles();
+        for number in 0..=REMEMBERED {
+            let id = number.to_string();
+            let handle = sign(&handles, KeyId::Key(id.clone())).await;
+            assert_eq!(check(&handles, &handle).await, Some(Target::Key(id.clone())));
+            assert_eq!(check(&handles, &handle).await, Some(Target::Key(id)));
+            assert_eq!(check(&handles, &handle.replace("sig=", "sig=A")).await, None);
+        }
+        assert_eq!(handles.genuine.read().unwrap().len(), 1);
+        let long = sign(&handles, KeyId::Derived(HK.into(), vec![0; LONGEST_REMEMBERED])).await;
+        assert!(check(&handles, &long).await.is_some());
+        assert_eq!(handles.genuine.read().unwrap().len(), 1);
     }
 
     #[tokio::test]

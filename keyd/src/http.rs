@@ -9,7 +9,7 @@ use aziot_keyd_api::derived_key::{CreateDerivedKey, ExportDerivedKey, ExportedKe
 use aziot_keyd_api::key::{self, CreateKey, DeleteKey, Handle, KeyHandle, LoadKey, MoveKey};
 use aziot_keyd_api::key_pair::{CreateKeyPair, DeleteKeyPair, GetParameter, LoadKeyPair, MoveKeyPair, Parameter};
 use aziot_keyd_api::operation::{Ciphertext, Decrypt, Encrypt, Plaintext, Sign, Signature};
-use aziot_keys::{KeyUsage, Secret};
+use aziot_keys::KeyUsage;
 
 use crate::error::Error;
 use crate::keys::Keys;
@@ -35,7 +35,7 @@ pub(crate) fn routes(keys: Arc<Keys>) -> Routes {
 }
 
 async fn create_key(keys: Arc<Keys>, peer: Peer, call: CreateKey) -> Result<Handle, Error> {
-    let bytes = call.key_bytes.map(|bytes| secret(&bytes));
+    let bytes = call.key_bytes.map(SecretBytes::into_exposed);
     keys.create_key(peer, call.key_id, usage(call.usage), bytes).await.map(handle)
 }
 
@@ -77,7 +77,7 @@ async fn create_derived_key(keys: Arc<Keys>, peer: Peer, call: CreateDerivedKey)
 
 async fn export_derived_key(keys: Arc<Keys>, peer: Peer, call: ExportDerivedKey) -> Result<ExportedKey, Error> {
     let key = keys.export_derived_key(peer, &call.key_handle).await?;
-    Ok(ExportedKey { key: secret_bytes(key) })
+    Ok(ExportedKey { key: key.into() })
 }
 
 async fn sign(keys: Arc<Keys>, peer: Peer, call: Sign) -> Result<Signature, Error> {
@@ -86,13 +86,13 @@ async fn sign(keys: Arc<Keys>, peer: Peer, call: Sign) -> Result<Signature, Erro
 }
 
 async fn encrypt(keys: Arc<Keys>, peer: Peer, call: Encrypt) -> Result<Ciphertext, Error> {
-    let ciphertext = keys.encrypt(peer, &call.key_handle, call.mechanism, secret(&call.plaintext)).await?;
+    let ciphertext = keys.encrypt(peer, &call.key_handle, call.mechanism, call.plaintext.into_exposed()).await?;
     Ok(Ciphertext { ciphertext: Base64(ciphertext) })
 }
 
 async fn decrypt(keys: Arc<Keys>, peer: Peer, call: Decrypt) -> Result<Plaintext, Error> {
     let plaintext = keys.decrypt(peer, &call.key_handle, call.mechanism, call.ciphertext.0).await?;
-    Ok(Plaintext { plaintext: secret_bytes(plaintext) })
+    Ok(Plaintext { plaintext: plaintext.into() })
 }
 
 fn handle(key_handle: KeyHandle) -> Handle {
@@ -108,14 +108,6 @@ fn usage(usage: key::KeyUsage) -> KeyUsage {
         bits = bits.and(KeyUsage::ENCRYPT);
     }
     bits
-}
-
-fn secret(bytes: &SecretBytes) -> Secret {
-    Secret::new(bytes.expose().to_vec())
-}
-
-fn secret_bytes(mut secret: Secret) -> SecretBytes {
-    SecretBytes::new(std::mem::take(&mut *secret))
 }
 
 impl Status for Error {

@@ -10,6 +10,7 @@ use aziot_keys::{Foreign, KeyLibrary, Keys, PRELOADED_KEY, ParameterError, Setti
 pub(crate) fn library(config: &Config) -> Result<Arc<dyn KeyLibrary>, DaemonError> {
     let Some(path) = &config.keys_library else {
         let settings = settings(config).map_err(DaemonError::settings)?;
+        aziot_keys::self_test().map_err(DaemonError::service)?;
         let keys = Keys::new(settings).map_err(|error| match error {
             SettingsError::Folder(_) => DaemonError::service(error),
             _ => DaemonError::settings(error),

@@ -17,6 +17,7 @@ pub mod peer;
 pub mod retry;
 pub mod server;
 pub mod service;
+mod stream;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod throttle;

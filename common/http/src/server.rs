@@ -5,6 +5,7 @@
 use std::{
     io,
     num::NonZeroU32,
+    os::unix::net::{UnixListener, UnixStream},
     panic::AssertUnwindSafe,
     pin::pin,
     sync::Arc,
@@ -20,9 +21,10 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     server::graceful::GracefulShutdown,
 };
+use rustix::net::{SocketFlags, accept_with, sockopt::socket_peercred};
 use serde::{Deserialize, Serialize};
 use tokio::{
-    net::{UnixListener, UnixStream},
+    io::{Interest, unix::AsyncFd},
     sync::{OwnedSemaphorePermit, Semaphore},
 };
 use tokio_util::task::TaskTracker;
@@ -31,6 +33,7 @@ use crate::{
     Listener, Peer, REQUEST_ID_HEADER, Shutdown,
     error::Failure,
     service::{Causes, Routes},
+    stream::{Stream, watch},
     throttle::{Gate, Slot, Throttle},
 };
 
@@ -138,7 +141,7 @@ impl Server {
         let Self { listener, limits } = self;
         let socket = listener.listener.try_clone()?;
         socket.set_nonblocking(true)?;
-        let socket = UnixListener::from_std(socket)?;
+        let socket = watch(socket, Interest::READABLE)?;
         let serving = Serving {
             throttle: Throttle::new(limits.requests_per_user, limits.connections_per_user),
             limits,
@@ -153,14 +156,14 @@ impl Server {
         loop {
             let accept = async {
                 let place = Arc::clone(&room).acquire_owned().await.ok();
-                (socket.accept().await, place)
+                (accept(&socket).await, place)
             };
             let (accepted, place) = tokio::select! {
                 () = shutdown.cancelled() => break,
                 accepted = accept => accepted,
             };
             match accepted {
-                Ok((stream, _)) => {
+                Ok(stream) => {
                     failing = false;
                     serving.connection(stream, place);
                 }
@@ -180,6 +183,11 @@ impl Server {
     }
 }
 
+async fn accept(socket: &AsyncFd<UnixListener>) -> io::Result<UnixStream> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    Ok(socket.async_io(Interest::READABLE, |socket| Ok(accept_with(socket, flags)?)).await?.into())
+}
+
 /// What the connections of one server share.
 struct Serving {
     throttle: Throttle,
@@ -194,9 +202,9 @@ struct Serving {
 
 impl Serving {
     fn connection(&self, stream: UnixStream, place: Option<OwnedSemaphorePermit>) {
-        let peer = match stream.peer_cred() {
+        let peer = match socket_peercred(&stream) {
             Ok(credentials) => {
-                Peer { uid: credentials.uid(), gid: credentials.gid(), pid: credentials.pid().unwrap_or(0) }
+                Peer { uid: credentials.uid.as_raw(), gid: credentials.gid.as_raw(), pid: credentials.pid.as_raw_pid() }
             }
             Err(error) => {
                 tracing::error!({ fields::ERROR } = %error, "dropped a connection without peer credentials");
@@ -212,6 +220,13 @@ impl Serving {
                 "Max simultaneous connections reached for user {uid}"
             );
             return;
+        };
+        let stream = match Stream::new(stream) {
+            Ok(stream) => stream,
+            Err(error) => {
+                tracing::error!({ fields::ERROR } = %error, "dropped a connection that cannot be waited on");
+                return;
+            }
         };
         let slot = Slot::new(user, self.limits.wait_for_slot);
         let gate = TokioIo::new(Gate::new(stream, slot.clone(), self.limits.write));

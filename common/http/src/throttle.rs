@@ -14,10 +14,11 @@ use std::{
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::UnixStream,
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Sleep, sleep, timeout},
 };
+
+use crate::stream::Stream;
 
 /// Slots of all users. A user's counter lives as long as one of its connections.
 pub(crate) struct Throttle {
@@ -123,7 +124,7 @@ const HEAD_PATIENCE: Duration = Duration::from_secs(2);
 
 /// A connection that reads nothing until its user has a slot, and does not wait for ever for a peer that takes no answer.
 pub(crate) struct Gate {
-    stream: UnixStream,
+    stream: Stream,
     slot: Slot,
     waiting: Option<Waiting>,
     head_due: Option<Pin<Box<Sleep>>>,
@@ -134,7 +135,7 @@ pub(crate) struct Gate {
 type Waiting = Pin<Box<dyn Future<Output = Option<OwnedSemaphorePermit>> + Send>>;
 
 impl Gate {
-    pub(crate) fn new(stream: UnixStream, slot: Slot, write_limit: Duration) -> Self {
+    pub(crate) fn new(stream: Stream, slot: Slot, write_limit: Duration) -> Self {
         Self { stream, slot, waiting: None, head_due: None, write_limit, write_due: None }
     }
 

@@ -26,6 +26,18 @@ impl SecretBytes {
     pub fn expose(&self) -> &[u8] {
         &self.0
     }
+
+    /// The bytes themselves, still wiped when dropped.
+    #[must_use]
+    pub fn into_exposed(self) -> Zeroizing<Vec<u8>> {
+        self.0
+    }
+}
+
+impl From<Zeroizing<Vec<u8>>> for SecretBytes {
+    fn from(bytes: Zeroizing<Vec<u8>>) -> Self {
+        Self(bytes)
+    }
 }
 
 impl fmt::Debug for SecretBytes {

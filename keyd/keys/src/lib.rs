@@ -23,6 +23,7 @@ mod location;
 mod parameters;
 mod paths;
 mod preferred_algorithms;
+mod self_test;
 mod store;
 mod symmetric;
 #[cfg(test)]
@@ -39,6 +40,7 @@ pub use keys::{Keys, Secret, SymmetricUse};
 pub use library::KeyLibrary;
 pub use location::{Settings, SettingsError, file_name};
 pub use parameters::{PRELOADED_KEY, ParameterError};
+pub use self_test::{SelfTestError, self_test};
 pub use symmetric::KeyUsage;
 pub use token::{Pkcs11Error, TokenError};
 pub use uri::{KeyUri, Pkcs11Uri, TokenIdentifier, UriError};
