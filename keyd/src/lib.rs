@@ -39,9 +39,13 @@ pub async fn run(sources: Sources, activation: Activation, shutdown: Shutdown) -
         library = library(&config) => library?,
         () = shutdown.cancelled() => return Ok(()),
     };
-    let keys = Arc::new(Keys::new(library, Principals::new(&config.principal)));
+    let keys = Arc::new(Keys::new(Arc::clone(&library), Principals::new(&config.principal)));
     let server = Server::new(listener, Limits::new(config.max_requests));
     daemon::ready();
+    // Beside the service, whose start is not to depend on the number of keys.
+    let _tidying = tokio::task::spawn_blocking(move || {
+        library.tidy().unwrap_or_else(|error| tracing::warn!("{}", aziot_log::chain(&error)));
+    });
     tokio::select! {
         outcome = server.serve(http::routes(Arc::clone(&keys)), shutdown) => outcome.map_err(DaemonError::service),
         () = reload::follow(live, config, keys) => Ok(()),

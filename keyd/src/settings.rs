@@ -4,17 +4,14 @@ use std::sync::Arc;
 
 use aziot_http::DaemonError;
 use aziot_keyd_api::config::Config;
-use aziot_keys::{Foreign, KeyLibrary, Keys, PRELOADED_KEY, ParameterError, Settings, SettingsError};
+use aziot_keys::{Foreign, KeyLibrary, Keys, PRELOADED_KEY, ParameterError, Settings};
 
 /// Gets the key library ready. Blocks: on the disk, on a token, on a vendor's code.
 pub(crate) fn library(config: &Config) -> Result<Arc<dyn KeyLibrary>, DaemonError> {
     let Some(path) = &config.keys_library else {
         let settings = settings(config).map_err(DaemonError::settings)?;
         aziot_keys::self_test().map_err(DaemonError::service)?;
-        let keys = Keys::new(settings).map_err(|error| match error {
-            SettingsError::Folder(_) => DaemonError::service(error),
-            _ => DaemonError::settings(error),
-        })?;
+        let keys = Keys::new(settings).map_err(DaemonError::settings)?;
         return Ok(Arc::new(keys));
     };
     match Foreign::load(path, parameters(config), Foreign::LIMIT) {

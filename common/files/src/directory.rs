@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
-use crate::temporary::{PREFIX, SUFFIX, folder_of};
+use crate::temporary::{PREFIX, SUFFIX, folder_of, own_prefix};
 use crate::{Action, Created, Error, Mode, Options};
 
 /// Makes the folder `path`; missing parents are made too, with mode 0755 and the process's own user. A folder that is
@@ -59,8 +59,7 @@ pub fn rename(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<(), Error>
 /// Removes temporaries of this crate from `folder` (not from folders below), which only a process killed while
 /// writing leaves; returns how many.
 ///
-/// For a folder that one service owns, at its start, before it writes: another process's file in the making would be
-/// removed too.
+/// For a folder that one service owns: another process's file in the making would be removed too, this process's own is not.
 pub fn remove_leftovers(folder: impl AsRef<Path>) -> Result<usize, Error> {
     let folder = folder.as_ref();
     let entries = match fs::read_dir(folder) {
@@ -71,15 +70,17 @@ pub fn remove_leftovers(folder: impl AsRef<Path>) -> Result<usize, Error> {
     let mut removed = 0;
     for entry in entries {
         let entry = entry.map_err(Error::at(Action::List, folder))?;
-        if is_temporary(&entry.file_name()) && remove(entry.path())? {
+        if is_leftover(&entry.file_name()) && remove(entry.path())? {
             removed += 1;
         }
     }
     Ok(removed)
 }
 
-fn is_temporary(name: &OsStr) -> bool {
-    name.as_bytes().starts_with(PREFIX.as_bytes()) && name.as_bytes().ends_with(SUFFIX.as_bytes())
+fn is_leftover(name: &OsStr) -> bool {
+    let name = name.as_bytes();
+    let is_temporary = name.starts_with(PREFIX.as_bytes()) && name.ends_with(SUFFIX.as_bytes());
+    is_temporary && !name.starts_with(own_prefix().as_bytes())
 }
 
 /// Makes a rename, creation or removal of `path` survive a power cut.
@@ -164,5 +165,8 @@ mod tests {
         assert_eq!(remove_leftovers(folder.path()).unwrap(), 1);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
         assert_eq!(remove_leftovers(folder.path().join("missing")).unwrap(), 0);
+        let being_written = crate::temporary::fill(&folder.path().join("new"), Mode::PRIVATE.into(), b"half").unwrap();
+        assert_eq!(remove_leftovers(folder.path()).unwrap(), 0);
+        assert!(being_written.path().exists());
     }
 }

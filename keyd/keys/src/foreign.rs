@@ -84,6 +84,11 @@ impl Foreign {
 }
 
 impl KeyLibrary for Foreign {
+    // The vendor's own business.
+    fn tidy(&self) -> Result<(), aziot_files::Error> {
+        Ok(())
+    }
+
     /// Never: every call waits for the thread.
     fn is_ready(&self, _: &str) -> bool {
         false

@@ -45,11 +45,16 @@ pub struct Keys {
 }
 
 impl Keys {
-    /// Checks the settings and tidies up after a crash; makes no folder and reads no key yet.
+    /// Checks the settings; makes no folder and reads no key yet.
     pub fn new(settings: Settings) -> Result<Keys, SettingsError> {
         let locations = Locations::new(settings)?;
-        let store = Store::new(locations.folder())?;
+        let store = Store::new(locations.folder());
         Ok(Keys { locations, store, turns: Turns::default() })
+    }
+
+    /// Removes what a crash left of unfinished key files; others may use keys meanwhile.
+    pub fn tidy(&self) -> Result<(), aziot_files::Error> {
+        self.store.tidy()
     }
 
     /// Whether the key is in memory. Using a symmetric key or a P-256 pair is then a matter of microseconds, unless its file was changed

@@ -6,6 +6,8 @@ use crate::{Error, KeyPairAlgorithm, KeyUsage, Keys, PublicParameter, RsaPadding
 
 /// The keys of one device. Errors are as for [`Keys`]; a vendor's library tells less about them.
 pub trait KeyLibrary: Send + Sync {
+    /// Clears away what a crash left, if that is this library's business. Called once, while keys are in use already.
+    fn tidy(&self) -> Result<(), aziot_files::Error>;
     /// Whether using the symmetric key `id` neither touches a disk nor waits for anybody.
     fn is_ready(&self, id: &str) -> bool;
     /// Makes the symmetric key `id` unless it exists.
@@ -45,6 +47,10 @@ pub trait KeyLibrary: Send + Sync {
 }
 
 impl KeyLibrary for Keys {
+    fn tidy(&self) -> Result<(), aziot_files::Error> {
+        self.tidy()
+    }
+
     fn is_ready(&self, id: &str) -> bool {
         self.is_ready(id)
     }

@@ -65,9 +65,6 @@ pub enum SettingsError {
     /// Going on without the token would put keys that belong on it into files.
     #[error("the token of pkcs11_base_slot in [aziot_keys] is not usable")]
     BaseToken(#[source] TokenError),
-    /// The folder of the key files could not be tidied up.
-    #[error("could not prepare the folder of the keys")]
-    Folder(#[from] aziot_files::Error),
 }
 
 /// One place of a key.

@@ -23,15 +23,19 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    /// `folder` is where the keys lie that are not preloaded. What a crash left of unfinished writes there is removed.
-    pub(crate) fn new(folder: Option<&Path>) -> Result<Store, aziot_files::Error> {
-        if let Some(folder) = folder {
-            let removed = aziot_files::remove_leftovers(folder)?;
-            if removed > 0 {
-                tracing::info!(folder = %folder.display(), removed, "removed what a crash left of unfinished key files");
-            }
+    /// `folder` is where the keys lie that are not preloaded.
+    pub(crate) fn new(folder: Option<&Path>) -> Store {
+        Store { folder: folder.map(Path::to_owned), cache: Cache::default() }
+    }
+
+    /// Removes what a crash left of unfinished writes. Lists the folder, which takes its time with thousands of keys.
+    pub(crate) fn tidy(&self) -> Result<(), aziot_files::Error> {
+        let Some(folder) = &self.folder else { return Ok(()) };
+        let removed = aziot_files::remove_leftovers(folder)?;
+        if removed > 0 {
+            tracing::info!(folder = %folder.display(), removed, "removed what a crash left of unfinished key files");
         }
-        Ok(Store { folder: folder.map(Path::to_owned), cache: Cache::default() })
+        Ok(())
     }
 
     /// The key at `location`, `None` if nothing is there.

@@ -360,13 +360,13 @@ fn what_is_no_file_or_too_large_is_a_failure() {
 }
 
 #[test]
-fn leftovers_of_a_crash_are_removed_at_the_start() {
+fn leftovers_of_a_crash_are_removed() {
     let folder = tempfile::tempdir().unwrap();
     let leftover = folder.path().join("keys/.aziot-abc.partial");
     fs::create_dir(folder.path().join("keys")).unwrap();
     put(&leftover, b"half a key");
     let settings = Settings { homedir_path: Some(folder.path().to_owned()), ..Settings::default() };
-    Keys::new(settings).unwrap();
+    Keys::new(settings).unwrap().tidy().unwrap();
     assert!(!leftover.exists());
 }
 

@@ -39,6 +39,8 @@ pub(super) fn keys() -> Result<Arc<Keys>, Error> {
     }
     // Under the lock: two callers must not open the same token twice, and nobody has anything to do before it is open.
     let keys = Arc::new(Keys::new(state.settings.clone())?);
+    // What cannot be cleared away does not keep keys from being used.
+    let _ = keys.tidy();
     state.keys = Some(Arc::clone(&keys));
     Ok(keys)
 }
