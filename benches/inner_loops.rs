@@ -6,7 +6,7 @@ use std::{hint::black_box, path::Path, sync::Arc};
 use aziot_http::{Peer, testing};
 use aziot_keyd::testing::KeyService;
 use aziot_keys::{KeyUsage, Keys, Settings, SymmetricUse, file_name};
-use criterion::{Criterion, criterion_group, criterion_main};
+use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use tokio::runtime::{Builder, Runtime};
 
 const ROOT: Peer = Peer { uid: 0, gid: 0, pid: 1 };
@@ -65,8 +65,14 @@ fn service(criterion: &mut Criterion) {
     let runtime = runtime();
     let handle = runtime.block_on(service.mint("k"));
     criterion.bench_function("mint a handle", |bench| bench.iter(|| runtime.block_on(service.mint(black_box("k")))));
-    criterion.bench_function("verify a handle", |bench| {
+    criterion.bench_function("a handle that is remembered", |bench| {
         bench.iter(|| runtime.block_on(service.is_genuine(black_box(&handle))));
+    });
+    // Unknown parts do not count: each is genuine, and none was seen before.
+    let mut others = (0_u64..).map(|number| format!("{handle}&number={number}"));
+    criterion.bench_function("verify a handle that is not remembered", |bench| {
+        let other = || others.next().expect("endless");
+        bench.iter_batched(other, |other| runtime.block_on(service.is_genuine(&other)), BatchSize::SmallInput);
     });
     let hmac = format!(
         r#"{{"keyHandle":"{handle}","algorithm":"HMAC-SHA256","parameters":{{"message":"bWVzc2FnZSB0byBzaWduIHdpdGggYSBrZXkgb2YgdGhlIGRldmljZQ=="}}}}"#

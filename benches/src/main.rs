@@ -1,9 +1,11 @@
-//! Measures the key service as its callers feel it: a load generator over the socket, beside what OpenSSL does on the same machine.
+//! Measures the key service, and the certificate service over it, as their callers feel them: a load generator over the socket, beside what
+//! OpenSSL does on the same machine.
 //!
 //! Started by `cargo xtask bench`, which builds it and the daemon. It shares the processors with the daemon, so that it counts every
 //! microsecond of its own against the figures: one thread, one `epoll`, requests written beforehand. Says nothing about correctness.
 
 mod connection;
+mod issuing;
 mod latency;
 mod load;
 mod operation;
@@ -70,6 +72,10 @@ fn run(arguments: &Arguments) -> Result<bool> {
     if arguments.only.is_none() {
         report.scenarios.push(scenario::memory(&arguments.aziotd)?);
         report.scenarios.extend(scenario::many_keys(&arguments.aziotd)?);
+    }
+    if arguments.only.as_ref().is_none_or(|only| "certificates".contains(only.as_str())) {
+        report.scenarios.push(issuing::issuing(&arguments.aziotd, seconds)?);
+        report.scenarios.extend(issuing::hung_server(&arguments.aziotd, seconds)?);
     }
     report.print()?;
     if let Some(path) = &arguments.json {

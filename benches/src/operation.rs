@@ -110,6 +110,8 @@ impl Operation {
 pub(crate) enum Requests {
     /// One and the same.
     Fixed { request: Vec<u8>, status: u16 },
+    /// These in turn.
+    InTurn { requests: Vec<Vec<u8>>, next: usize, status: u16 },
     /// Each with an id that no other had.
     Creation { path: &'static str, body: fn(&str) -> serde_json::Value, request: Vec<u8> },
 }
@@ -124,6 +126,10 @@ impl Requests {
     pub(crate) fn next(&mut self) -> &[u8] {
         match self {
             Self::Fixed { request, .. } => request,
+            Self::InTurn { requests, next, .. } => {
+                *next = (*next + 1) % requests.len();
+                &requests[*next]
+            }
             Self::Creation { path, body, request } => {
                 static NEXT: AtomicU64 = AtomicU64::new(0);
                 let id = format!("bench-{}", NEXT.fetch_add(1, Ordering::Relaxed));
@@ -136,7 +142,7 @@ impl Requests {
     /// The status of a good answer.
     pub(crate) fn status(&self) -> u16 {
         match self {
-            Self::Fixed { status, .. } => *status,
+            Self::Fixed { status, .. } | Self::InTurn { status, .. } => *status,
             Self::Creation { .. } => 200,
         }
     }

@@ -73,7 +73,7 @@ pub(crate) fn memory(aziotd: &Path) -> Result<Scenario> {
         seconds: Duration::ZERO, // counted, not timed
     };
     // At start, and after the first calls: a process that has served nothing has not touched what every server touches.
-    let at_start = service.resident_kib()?;
+    let (at_start, anonymous_at_start) = (service.resident_kib()?, service.anonymous_kib()?);
     load.count(&mut Operation::HmacSha256.requests(service.socket())?, 8)?;
     let first = service.resident_kib()?;
     load.count(&mut Operation::CreateKey.requests(service.socket())?, 10_000)?;
@@ -87,13 +87,14 @@ pub(crate) fn memory(aziotd: &Path) -> Result<Scenario> {
         lowest = lowest.min(service.resident_kib()?);
         Ok((service.threads()? == 1).then_some(()))
     });
-    let idle = service.resident_kib()?;
+    let (idle, anonymous_idle) = (service.resident_kib()?, service.anonymous_kib()?);
     #[expect(clippy::cast_precision_loss, reason = "printed as percent")]
     let growth = (idle as f64 / at_start as f64 - 1.0) * 100.0;
     Ok(Scenario {
         name: "10,000 keys made, 100,000 signatures",
         outcome: format!(
-            "resident {at_start} KiB at start, {first} KiB after the first calls, {loaded} KiB after all, {idle} KiB idle: {growth:+.1}%"
+            "resident {at_start} KiB at start, {first} KiB after the first calls, {loaded} KiB after all, {idle} KiB idle: {growth:+.1}%; \
+             of it anonymous {anonymous_at_start} KiB at start, {anonymous_idle} KiB idle"
         ),
         target: "idle within 20% of the start",
         met: growth < 20.0,

@@ -10,13 +10,29 @@ use aziot_log::RequestId;
 #[error("the service is stopping")]
 pub(crate) struct Interrupted;
 
-/// Runs `work` on the library. `here` means that it neither touches the disk nor computes for long.
+/// The thread for a piece of work.
+#[derive(Clone, Copy)]
+pub(crate) enum Where {
+    /// This one, for what neither writes nor waits nor computes for long. Whether a file is as it was may be looked up.
+    Here,
+    /// One of those that may block.
+    BlockingThread,
+}
+
+impl Where {
+    /// Here, if the work is that quick.
+    pub(crate) fn here_if(is_quick: bool) -> Where {
+        if is_quick { Where::Here } else { Where::BlockingThread }
+    }
+}
+
+/// Runs `work` on the library.
 pub(crate) async fn run<T: Send + 'static>(
     library: &Arc<dyn KeyLibrary>,
-    here: bool,
+    place: Where,
     work: impl FnOnce(&dyn KeyLibrary) -> T + Send + 'static,
 ) -> Result<T, Interrupted> {
-    if here {
+    if let Where::Here = place {
         return Ok(work(&**library));
     }
     let library = Arc::clone(library);
@@ -27,5 +43,36 @@ pub(crate) async fn run<T: Send + 'static>(
             Ok(panic) => std::panic::resume_unwind(panic),
             Err(_) => Err(Interrupted),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::task::{Context, Waker};
+
+    use aziot_http::Peer;
+    use aziot_keys::{KeyUsage, Keys as Library, Settings, file_name};
+
+    use crate::keys::Keys;
+    use crate::principals::Principals;
+
+    /// Making a key writes it and waits for the disk, even where the key in memory says that there is nothing to make.
+    #[tokio::test]
+    async fn a_key_whose_file_is_gone_is_not_made_on_this_thread() {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = Settings { homedir_path: Some(folder.path().into()), ..Settings::default() };
+        let keys = Keys::new(Arc::new(Library::new(settings).unwrap()), Principals::default());
+        let path = folder.path().join("keys").join(file_name("k").unwrap());
+        let root = Peer { uid: 0, gid: 0, pid: 1 };
+        let create = || Box::pin(keys.create_key(root, "k".to_owned(), KeyUsage::SIGN, None));
+        let mut context = Context::from_waker(Waker::noop());
+        create().await.unwrap();
+        assert!(create().as_mut().poll(&mut context).is_ready(), "what is in memory is answered at once");
+        std::fs::remove_file(&path).unwrap();
+        let mut creation = create();
+        assert!(creation.as_mut().poll(&mut context).is_pending());
+        creation.await.unwrap();
+        assert!(path.exists());
     }
 }

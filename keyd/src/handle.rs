@@ -2,19 +2,25 @@
 //!
 //! The format is the public service's to the byte, so that either service accepts the other's handles over the same home directory.
 //! Handles never expire and are bound to nobody; who may get one is decided elsewhere.
+//!
+//! They die with the key that signs them: when it is deleted, replaced or emptied, at once where they were not used lately, and otherwise
+//! within [`VERIFIED_FOR`], for which a handle that was verified is believed without another look.
 
-use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use aziot_keyd_api::key::KeyHandle;
 use aziot_keys::{KeyLibrary, KeyUsage, SymmetricUse};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use lru::LruCache;
 use openssl::error::ErrorStack;
 use openssl::rand::rand_bytes;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
-use crate::blocking::{self, Interrupted};
+use crate::blocking::{self, Interrupted, Where};
 
 /// Id of the key that signs handles. It is made when the first handle is, and the API gives it to nobody.
 pub(crate) const HANDLE_KEY: &str = "handle-validation-key";
@@ -81,19 +87,29 @@ enum KeyId {
 /// Makes and checks handles.
 pub(crate) struct Handles {
     library: Arc<dyn KeyLibrary>,
-    /// Handles that were found genuine, and stay so: whoever uses a key again is spared everything but this look-up.
-    genuine: RwLock<HashMap<String, Target>>,
+    /// Handles that were found genuine a moment ago: whoever uses a key steadily is spared everything but this look-up.
+    genuine: Mutex<LruCache<String, Genuine>>,
 }
 
-/// More handles than are in use at a time, and about 300 kilobytes.
-const REMEMBERED: usize = 512;
+/// What a handle that was verified stands for, and until when it is believed.
+struct Genuine {
+    target: Target,
+    until: Instant,
+}
+
+/// How long a handle is believed after it was verified: one look at the handle key's file a second and handle. For as long a handle
+/// may outlive that key.
+const VERIFIED_FOR: Duration = Duration::from_secs(1);
+/// Handles that are remembered, more than are in use at a time. What a handle stands for is shorter than the handle, so all of them take
+/// half a megabyte at the most, and usually a quarter of that.
+const REMEMBERED: NonZeroUsize = NonZeroUsize::new(256).expect("is not 0");
 /// Bytes of a handle that is remembered; those with much derivation data are not.
 const LONGEST_REMEMBERED: usize = 1024;
 
 impl Handles {
     /// Handles signed by the key [`HANDLE_KEY`] of `library`.
     pub(crate) fn new(library: Arc<dyn KeyLibrary>) -> Handles {
-        Handles { library, genuine: RwLock::default() }
+        Handles { library, genuine: Mutex::new(LruCache::sparse(REMEMBERED)) }
     }
 
     /// A handle of the symmetric key `id`.
@@ -113,19 +129,28 @@ impl Handles {
 
     /// What `handle` stands for, if this service or the public one made it over this home directory.
     pub(crate) async fn check(&self, handle: &KeyHandle) -> Result<Target, Error> {
-        if let Some(target) = self.genuine.read().unwrap_or_else(PoisonError::into_inner).get(&handle.0) {
-            return Ok(target.clone());
+        let begun = Instant::now();
+        if let Some(known) = self.genuine().get(&handle.0)
+            && begun < known.until
+        {
+            return Ok(known.target.clone());
         }
-        let target = self.examine(handle).await?;
-        if handle.0.len() <= LONGEST_REMEMBERED {
-            let mut genuine = self.genuine.write().unwrap_or_else(PoisonError::into_inner);
-            if genuine.len() >= REMEMBERED {
-                // Those in use come back with their next use.
-                genuine.clear();
+        let outcome = self.examine(handle).await;
+        match &outcome {
+            Ok(target) if handle.0.len() <= LONGEST_REMEMBERED => {
+                let known = Genuine { target: target.clone(), until: begun + VERIFIED_FOR };
+                self.genuine().put(handle.0.clone(), known);
             }
-            genuine.insert(handle.0.clone(), target.clone());
+            Ok(_) => {}
+            Err(_) => {
+                self.genuine().pop(&handle.0);
+            }
         }
-        Ok(target)
+        outcome
+    }
+
+    fn genuine(&self) -> MutexGuard<'_, LruCache<String, Genuine>> {
+        self.genuine.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn examine(&self, handle: &KeyHandle) -> Result<Target, Error> {
@@ -176,7 +201,7 @@ impl Handles {
         {
             return Ok(outcome);
         }
-        let outcome = blocking::run(&self.library, false, move |library| {
+        let outcome = blocking::run(&self.library, Where::BlockingThread, move |library| {
             work(library).or_else(|_| {
                 // It does not exist yet, or its file is empty. Whatever else is wrong with it, making it fails likewise.
                 library.create_key(HANDLE_KEY, KeyUsage::SIGN)?;
@@ -196,6 +221,8 @@ fn parts(handle: &str) -> Option<(Vec<u8>, Vec<u8>)> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use aziot_keys::{Keys as Library, Secret, Settings};
     use openssl::sha::sha256;
     use tempfile::TempDir;
@@ -290,20 +317,63 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn genuine_handles_are_remembered_and_few_of_them() {
+    /// A handle of the key `id` as it would be remembered, although nobody has signed it.
+    fn plant(handles: &Handles, handle: &str, id: &str) {
+        let known = Genuine { target: Target::Key(id.to_owned()), until: Instant::now() + VERIFIED_FOR };
+        handles.genuine().put(handle.to_owned(), known);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_remembered_handle_is_believed_for_a_while() {
         let (_folder, handles) = handles();
-        for number in 0..=REMEMBERED {
-            let id = number.to_string();
-            let handle = sign(&handles, KeyId::Key(id.clone())).await;
-            assert_eq!(check(&handles, &handle).await, Some(Target::Key(id.clone())));
-            assert_eq!(check(&handles, &handle).await, Some(Target::Key(id)));
-            assert_eq!(check(&handles, &handle.replace("sig=", "sig=A")).await, None);
+        plant(&handles, "planted", "k");
+        tokio::time::advance(Duration::from_millis(999)).await;
+        assert_eq!(check(&handles, "planted").await, Some(Target::Key("k".into())));
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert_eq!(check(&handles, "planted").await, None);
+        assert!(!handles.genuine().contains("planted"), "what was found out is forgotten");
+
+        // Verified anew, a genuine one is believed for as long again.
+        for _ in 0..3 {
+            assert_eq!(check(&handles, HK).await, Some(Target::Key("k1".into())));
+            assert_eq!(handles.genuine().peek(HK).unwrap().until, Instant::now() + VERIFIED_FOR);
+            tokio::time::advance(VERIFIED_FOR).await;
         }
-        assert_eq!(handles.genuine.read().unwrap().len(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn few_handles_are_remembered_and_those_in_use_stay() {
+        let (_folder, handles) = handles();
+        plant(&handles, "in use", "k");
+        for number in 0..REMEMBERED.get() * 2 {
+            let handle = sign(&handles, KeyId::Key(number.to_string())).await;
+            assert_eq!(check(&handles, &handle).await, Some(Target::Key(number.to_string())));
+            assert_eq!(check(&handles, &handle.replace("sig=", "sig=A")).await, None);
+            assert_eq!(check(&handles, "in use").await, Some(Target::Key("k".into())), "after {number}");
+        }
+        assert_eq!(handles.genuine().len(), REMEMBERED.get());
         let long = sign(&handles, KeyId::Derived(HK.into(), vec![0; LONGEST_REMEMBERED])).await;
         assert!(check(&handles, &long).await.is_some());
-        assert_eq!(handles.genuine.read().unwrap().len(), 1);
+        assert!(!handles.genuine().contains(&long));
+    }
+
+    /// Deleted, replaced and emptied by somebody else: the handles that it signed die, those that are remembered a moment later.
+    #[tokio::test(start_paused = true)]
+    async fn a_remembered_handle_dies_with_the_handle_key() {
+        let put = |path: &Path, bytes: &[u8]| aziot_files::write(path, aziot_files::Mode::PRIVATE, bytes).unwrap();
+        let fates: [&dyn Fn(&Path); 3] =
+            [&|path| std::fs::remove_file(path).unwrap(), &|path| put(path, &[7; 32]), &|path| put(path, b"")];
+        for fate in fates {
+            let (folder, handles) = handles();
+            let derived = sign(&handles, KeyId::Derived(HK.into(), DATA.into())).await;
+            assert!(check(&handles, HK).await.is_some() && check(&handles, &derived).await.is_some());
+            fate(&folder.path().join("keys").join(aziot_keys::file_name(HANDLE_KEY).unwrap()));
+            tokio::time::advance(VERIFIED_FOR).await;
+            assert_eq!(check(&handles, HK).await, None);
+            assert_eq!(check(&handles, &derived).await, None);
+            let new = handles.of_key("k1".into()).await.unwrap();
+            assert_eq!(check(&handles, &new.0).await, Some(Target::Key("k1".into())));
+        }
     }
 
     #[tokio::test]

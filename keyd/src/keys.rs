@@ -13,10 +13,11 @@ use aziot_keyd_api::operation::{EncryptMechanism, SignMechanism};
 use aziot_keys::{
     Failure, KeyLibrary, KeyPairAlgorithm, KeyUsage, NotKeyPair, PublicParameter, RsaPadding, Secret, SymmetricUse,
 };
+use aziot_log::fields;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use crate::blocking;
+use crate::blocking::{self, Where};
 use crate::error::{Error, Reason};
 use crate::handle::{HANDLE_KEY, Handles, Target};
 use crate::principals::Principals;
@@ -58,9 +59,21 @@ impl Keys {
         self.authorize(peer, &id)?;
         check_text("id", &id)?;
         audit(peer, if bytes.is_some() { "import" } else { "create" }, &id);
-        let (here, key_id) = (bytes.is_none() && self.library.is_ready(&id), id.clone());
-        self.run(here, move |library| match bytes {
-            Some(bytes) => library.import_key(&key_id, usage, &bytes),
+        // In memory, and its file is there: nothing is left to do. Making it anew would wait for the disk.
+        if bytes.is_none() && self.library.is_ready(&id) && self.library.load_key(&id).is_ok() {
+            return Ok(self.handles.of_key(id).await?);
+        }
+        let key_id = id.clone();
+        self.run(Where::BlockingThread, move |library| match bytes {
+            Some(bytes) => {
+                // For the log alone: what is there and cannot be loaded is the import's to judge.
+                let replaces = library.load_key(&key_id).is_ok();
+                library.import_key(&key_id, usage, &bytes)?;
+                if replaces {
+                    tracing::info!({ fields::KEY_ID } = key_id, { fields::UID } = peer.uid, "an import replaced a key");
+                }
+                Ok(())
+            }
             None => library.create_key(&key_id, usage),
         })
         .await?;
@@ -72,8 +85,8 @@ impl Keys {
         self.authorize(peer, &id)?;
         check_text("id", &id)?;
         audit(peer, "load", &id);
-        let (here, key_id) = (self.library.is_ready(&id), id.clone());
-        self.run(here, move |library| library.load_key(&key_id)).await?;
+        let (place, key_id) = (Where::here_if(self.library.is_ready(&id)), id.clone());
+        self.run(place, move |library| library.load_key(&key_id)).await?;
         Ok(self.handles.of_key(id).await?)
     }
 
@@ -82,7 +95,7 @@ impl Keys {
         match self.open(peer, handle).await? {
             Target::Key(id) => {
                 audit(peer, "delete", &id);
-                self.run(false, move |library| library.delete_key(&id)).await
+                self.run(Where::BlockingThread, move |library| library.delete_key(&id)).await
             }
             Target::KeyPair(_) | Target::Derived { .. } => Err(Error::handle(Reason::NotKey)),
         }
@@ -100,7 +113,10 @@ impl Keys {
         check_text("preferred_algorithms", preferred_algorithms.as_deref().unwrap_or_default())?;
         audit(peer, "create", &id);
         let key_id = id.clone();
-        self.run(false, move |library| library.create_key_pair(&key_id, preferred_algorithms.as_deref())).await?;
+        self.run(Where::BlockingThread, move |library| {
+            library.create_key_pair(&key_id, preferred_algorithms.as_deref())
+        })
+        .await?;
         Ok(self.handles.of_key_pair(id).await?)
     }
 
@@ -109,8 +125,8 @@ impl Keys {
         self.authorize(peer, &id)?;
         check_text("id", &id)?;
         audit(peer, "load", &id);
-        let (here, key_id) = (self.library.is_ready(&id), id.clone());
-        self.run(here, move |library| library.load_key_pair(&key_id)).await?;
+        let (place, key_id) = (Where::here_if(self.library.is_ready(&id)), id.clone());
+        self.run(place, move |library| library.load_key_pair(&key_id)).await?;
         Ok(self.handles.of_key_pair(id).await?)
     }
 
@@ -123,7 +139,7 @@ impl Keys {
         check_text("to", &to)?;
         audit(peer, "move from", &from);
         audit(peer, "move to", &to);
-        self.run(false, move |library| library.move_key_pair(&from, &to)).await
+        self.run(Where::BlockingThread, move |library| library.move_key_pair(&from, &to)).await
     }
 
     /// Refuses to move a symmetric key, as the public service does.
@@ -137,7 +153,7 @@ impl Keys {
         match self.open(peer, handle).await? {
             Target::KeyPair(id) => {
                 audit(peer, "delete", &id);
-                self.run(false, move |library| library.delete_key_pair(&id)).await
+                self.run(Where::BlockingThread, move |library| library.delete_key_pair(&id)).await
             }
             Target::Key(_) | Target::Derived { .. } => Err(Error::handle(Reason::NotKeyPair)),
         }
@@ -161,8 +177,8 @@ impl Keys {
             _ => return Err(no_such_parameter()),
         };
         audit(peer, "read parameter", &id);
-        let here = self.library.is_ready(&id);
-        let value = blocking::run(&self.library, here, move |library| match parameter {
+        let place = Where::here_if(self.library.is_ready(&id));
+        let value = blocking::run(&self.library, place, move |library| match parameter {
             None => library.key_pair_algorithm(&id).map(|algorithm| match algorithm {
                 KeyPairAlgorithm::Ec => "ECDSA".to_owned(),
                 KeyPairAlgorithm::Rsa => "RSA".to_owned(),
@@ -204,8 +220,8 @@ impl Keys {
         match self.open(peer, handle).await? {
             Target::Derived { base, data } => {
                 audit(peer, "export", &base);
-                let here = self.library.is_ready(&base);
-                self.run(here, move |library| library.derive(&base, &data)).await
+                let place = Where::here_if(self.library.is_ready(&base));
+                self.run(place, move |library| library.derive(&base, &data)).await
             }
             Target::Key(_) | Target::KeyPair(_) => Err(Error::handle(Reason::NotDerived)),
         }
@@ -223,15 +239,15 @@ impl Keys {
             SignMechanism::Ecdsa { digest } => {
                 let Target::KeyPair(id) = target else { return Err(Error::mechanism()) };
                 audit(peer, "sign", &id);
-                // Some tens of microseconds on P-256: less than the way to another thread and back would cost all callers together.
-                let here = self.library.is_ready(&id);
-                self.run(here, move |library| library.sign_ecdsa(&id, &digest.0)).await
+                // As quick as that, it costs all callers together less than the way to another thread and back.
+                let place = Where::here_if(self.library.is_ready_to_sign_ecdsa(&id));
+                self.run(place, move |library| library.sign_ecdsa(&id, &digest.0)).await
             }
             SignMechanism::HmacSha256 { message } => {
                 let key = Symmetric::new(target)?;
                 audit(peer, "sign", &key.id);
-                let here = self.is_short(&key, message.0.len());
-                let signature = self.run(here, move |library| library.sign_hmac(key.for_use(), &message.0)).await?;
+                let place = self.place_for(&key, message.0.len());
+                let signature = self.run(place, move |library| library.sign_hmac(key.for_use(), &message.0)).await?;
                 Ok(signature.to_vec())
             }
         }
@@ -250,17 +266,17 @@ impl Keys {
             EncryptMechanism::Aead { iv, aad } => {
                 let key = Symmetric::new(target)?;
                 audit(peer, "encrypt", &key.id);
-                let here = self.is_short(&key, aad.0.len() + plaintext.len());
+                let place = self.place_for(&key, aad.0.len() + plaintext.len());
                 let encrypt =
                     move |library: &dyn KeyLibrary| library.encrypt_aead(key.for_use(), &iv.0, &aad.0, &plaintext);
-                return self.run(here, encrypt).await;
+                return self.run(place, encrypt).await;
             }
             EncryptMechanism::RsaPkcs1 => RsaPadding::Pkcs1,
             EncryptMechanism::RsaNoPadding => RsaPadding::None,
         };
         let Target::KeyPair(id) = target else { return Err(Error::mechanism()) };
         audit(peer, "encrypt", &id);
-        self.run(false, move |library| library.encrypt_rsa(&id, padding, &plaintext)).await
+        self.run(Where::BlockingThread, move |library| library.encrypt_rsa(&id, padding, &plaintext)).await
     }
 
     /// Decrypts with a symmetric or derived key.
@@ -276,8 +292,8 @@ impl Keys {
         let EncryptMechanism::Aead { iv, aad } = mechanism else { return Err(Error::mechanism()) };
         let key = Symmetric::new(target)?;
         audit(peer, "decrypt", &key.id);
-        let here = self.is_short(&key, aad.0.len() + ciphertext.len());
-        self.run(here, move |library| library.decrypt_aead(key.for_use(), &iv.0, &aad.0, &ciphertext)).await
+        let place = self.place_for(&key, aad.0.len() + ciphertext.len());
+        self.run(place, move |library| library.decrypt_aead(key.for_use(), &iv.0, &aad.0, &ciphertext)).await
     }
 
     fn authorize(&self, peer: Peer, id: &str) -> Result<(), Error> {
@@ -290,16 +306,16 @@ impl Keys {
         if target.id() == HANDLE_KEY { Err(refuse(peer, HANDLE_KEY)) } else { Ok(target) }
     }
 
-    fn is_short(&self, key: &Symmetric, length: usize) -> bool {
-        length <= SHORT && self.library.is_ready(&key.id)
+    fn place_for(&self, key: &Symmetric, length: usize) -> Where {
+        Where::here_if(length <= SHORT && self.library.is_ready(&key.id))
     }
 
     async fn run<T: Send + 'static>(
         &self,
-        here: bool,
+        place: Where,
         work: impl FnOnce(&dyn KeyLibrary) -> Result<T, aziot_keys::Error> + Send + 'static,
     ) -> Result<T, Error> {
-        Ok(blocking::run(&self.library, here, work).await??)
+        Ok(blocking::run(&self.library, place, work).await??)
     }
 }
 
@@ -344,15 +360,21 @@ fn audit(peer: Peer, operation: &str, key_id: &str) {
     // The fields are worked out only where the target is on.
     tracing::debug!(
         target: "aziot_keyd::audit",
-        key_id,
-        operation,
-        uid = peer.uid,
-        pid = peer.pid,
+        {
+            { fields::KEY_ID } = key_id,
+            { fields::OPERATION } = operation,
+            { fields::UID } = peer.uid,
+            { fields::PID } = peer.pid,
+        },
         "key used"
     );
 }
 
 fn refuse(peer: Peer, key_id: &str) -> Error {
-    tracing::warn!(target: "aziot_keyd::audit", key_id, uid = peer.uid, pid = peer.pid, "refused a key to a user");
+    tracing::warn!(
+        target: "aziot_keyd::audit",
+        { { fields::KEY_ID } = key_id, { fields::UID } = peer.uid, { fields::PID } = peer.pid },
+        "refused a key to a user"
+    );
     Error::Unauthorized { uid: peer.uid, id: key_id.to_owned() }
 }

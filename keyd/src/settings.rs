@@ -2,22 +2,60 @@
 
 use std::sync::Arc;
 
+use aziot_config::{Sources, problem_at};
 use aziot_http::DaemonError;
 use aziot_keyd_api::config::Config;
-use aziot_keys::{Foreign, KeyLibrary, Keys, PRELOADED_KEY, ParameterError, Settings};
+use aziot_keys::{Foreign, KeyLibrary, Keys, LoadError, PRELOADED_KEY, ParameterError, Settings, SettingsError};
+use aziot_log::chain;
 
-/// Gets the key library ready. Blocks: on the disk, on a token, on a vendor's code.
-pub(crate) fn library(config: &Config) -> Result<Arc<dyn KeyLibrary>, DaemonError> {
+const PARAMETERS: &str = "aziot_keys";
+const PRELOADED_KEYS: &str = "preloaded_keys";
+
+/// Gets the key library ready. Blocks: on the disk, on a token, on a vendor's code. What it cannot use in `config` is told with its place
+/// in `sources`.
+pub(crate) fn library(config: &Config, sources: &Sources) -> Result<Arc<dyn KeyLibrary>, DaemonError> {
     let Some(path) = &config.keys_library else {
-        let settings = settings(config).map_err(DaemonError::settings)?;
+        let settings = settings(config).map_err(|error| {
+            DaemonError::settings(problem_at(sources, &[PARAMETERS, parameter_of(&error)], chain(&error)))
+        })?;
         aziot_keys::self_test().map_err(DaemonError::service)?;
-        let keys = Keys::new(settings).map_err(DaemonError::settings)?;
+        let keys = Keys::new(settings).map_err(|error| {
+            DaemonError::config(error.is_permanent(), problem_at(sources, &setting_of(&error), chain(&error)))
+        })?;
         return Ok(Arc::new(keys));
     };
-    match Foreign::load(path, parameters(config), Foreign::LIMIT) {
-        Ok(library) => Ok(Arc::new(library)),
-        Err(error) if error.is_permanent() => Err(DaemonError::settings(error)),
-        Err(error) => Err(DaemonError::service(error)),
+    let library = Foreign::load(path, parameters(config), Foreign::LIMIT).map_err(|error| {
+        let key_path = match &error {
+            LoadError::Parameter { name, .. } => origin_of(config, name).to_vec(),
+            _ => vec!["keys_library"],
+        };
+        DaemonError::config(error.is_permanent(), problem_at(sources, &key_path, chain(&error)))
+    })?;
+    Ok(Arc::new(library))
+}
+
+fn parameter_of(error: &ParameterError) -> &str {
+    match error {
+        ParameterError::Unknown { name } | ParameterError::Value { name, .. } => name,
+        ParameterError::EmptyId => PRELOADED_KEY,
+    }
+}
+
+/// Parameters were looked at before; what is wrong with a preloaded key now is so in the table of that name.
+fn setting_of(error: &SettingsError) -> [&str; 2] {
+    match error {
+        SettingsError::EmptyId => [PRELOADED_KEYS, ""],
+        SettingsError::PreloadedKey { id, .. } => [PRELOADED_KEYS, id],
+        SettingsError::Library(_) => [PARAMETERS, "pkcs11_lib_path"],
+        SettingsError::BaseSlot(_) | SettingsError::BaseToken(_) => [PARAMETERS, "pkcs11_base_slot"],
+    }
+}
+
+/// The table and key that a vendor's parameter came from.
+fn origin_of<'a>(config: &Config, name: &'a str) -> [&'a str; 2] {
+    match name.strip_prefix(PRELOADED_KEY) {
+        Some(id) if !config.aziot_keys.contains_key(name) => [PRELOADED_KEYS, id],
+        _ => [PARAMETERS, name],
     }
 }
 
@@ -66,6 +104,15 @@ mod tests {
         let names: Vec<&str> = parameters.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["Vendor option", "preloaded_key:x", "z", "preloaded_key:B", "preloaded_key:b"]);
         assert_eq!(parameters[3].1, "4");
+    }
+
+    #[test]
+    fn a_parameter_that_a_vendor_refuses_leads_back_to_its_table() {
+        let aziot_keys = table(&[("pin", "1"), ("preloaded_key:x", "2")]);
+        let config = Config { aziot_keys, preloaded_keys: table(&[("y", "3")]), ..Config::default() };
+        assert_eq!(origin_of(&config, "pin"), ["aziot_keys", "pin"]);
+        assert_eq!(origin_of(&config, "preloaded_key:x"), ["aziot_keys", "preloaded_key:x"]);
+        assert_eq!(origin_of(&config, "preloaded_key:y"), ["preloaded_keys", "y"]);
     }
 
     #[test]

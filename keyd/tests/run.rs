@@ -138,15 +138,23 @@ async fn a_key_library_of_its_own_takes_over_the_home() {
 async fn unusable_settings_end_the_service_for_good() {
     let device = Device::new();
     for (text, named) in [
-        ("[aziot_keys]\nhomedir = \"/x\"", "homedir"),
-        ("[aziot_keys]\npkcs11_lib_path = \"/x.so\"", "pkcs11_lib_path"),
-        ("[preloaded_keys]\nk = \"http://x\"", "\"k\""),
-        ("[preloaded_keys]\n\"\" = \"file:///x\"", "empty id"),
+        ("[aziot_keys]\nhomedir = \"/x\"", "z.toml:2:1: unknown parameter \"homedir\""),
+        ("[aziot_keys]\n\"preloaded_key:\" = \"x\"", "z.toml:2:1: a preloaded key has an empty id"),
+        (
+            "[aziot_keys]\npkcs11_base_slot = \"pkcs11:object=o?pin-value=4711\"",
+            "z.toml:2:1: the value of the parameter \"pkcs11_base_slot\" is not usable: a `pkcs11:` URI needs",
+        ),
+        ("[aziot_keys]\npkcs11_lib_path = \"/x.so\"", "z.toml:2:1: pkcs11_lib_path in [aziot_keys] is not usable: "),
+        ("a = 1\n[preloaded_keys]\nk = \"http:4711\"", "z.toml:3:1: the place of the key \"k\" in [preloaded_keys]"),
+        ("[preloaded_keys]\n\"\" = \"file:///x\"", "z.toml:2:1: a key in [preloaded_keys] has an empty id"),
         ("[preloaded_keys]\nk = 5", "preloaded_keys"),
-        ("keys_library = \"vendor.so\"", "must start with a slash"),
-        ("keys_library = \"/nonexistent/vendor.so\"", "/nonexistent/vendor.so"),
-        ("keys_library = \"/\"", "not a regular file"),
-        ("keys_library = \"/proc/self/exe\"", "key library /proc/self/exe"),
+        ("keys_library = \"vendor.so\"", "z.toml:1:1: the path of the key library is vendor.so, but must start with"),
+        (
+            "keys_library = \"/nonexistent/vendor.so\"",
+            "z.toml:1:1: could not find the key library /nonexistent/vendor.so",
+        ),
+        ("keys_library = \"/\"", "z.toml:1:1: the key library / is not a regular file"),
+        ("keys_library = \"/proc/self/exe\"", "z.toml:1:1: could not load the key library /proc/self/exe"),
         ("max_requests = ", "z.toml"),
     ] {
         device.put("config.d/z.toml", text);
@@ -154,6 +162,7 @@ async fn unusable_settings_end_the_service_for_good() {
         assert_eq!(error.exit_code(), 153, "{text}");
         let causes = aziot_http::with_causes(&error);
         assert!(causes.contains(named), "{causes}");
+        assert!(!causes.contains("4711"), "{causes}");
     }
     assert!(!device.socket().exists());
 }

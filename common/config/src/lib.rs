@@ -27,6 +27,6 @@ mod watch;
 pub use error::{Error, Problem};
 pub use finding::{Finding, Oddity};
 pub use live::Live;
-pub use load::{Loaded, load, load_file, load_str};
+pub use load::{Loaded, load, load_file, load_str, problem_at};
 pub use sources::Sources;
 pub use watch::{Change, Watch, WatchError};

@@ -1,5 +1,6 @@
 //! From files to a checked config: parse each, merge, read into the type, and gather what is odd.
 
+use std::fmt;
 use std::path::Path;
 
 use serde::de::DeserializeOwned;
@@ -52,6 +53,26 @@ pub fn load_str<T: DeserializeOwned>(path: impl AsRef<Path>, text: &str) -> Resu
     let mut merged = Merged::new(path);
     merged.add(path, text.as_bytes().to_owned())?;
     merged.read()
+}
+
+/// A mistake that a service finds only after [`load`]: `message`, at the key that `key_path` leads to, one name per table. The files are
+/// read once more to find the place; it is the main file as a whole if the key is in none of them.
+///
+/// The value is not shown, as only the service knows whether it is a secret. Blocks on files.
+#[must_use]
+pub fn problem_at(sources: &Sources, key_path: &[&str], message: impl fmt::Display) -> Problem {
+    let mut merged = Merged::new(&sources.main);
+    if let Ok(Files { files, .. }) = sources::read(sources) {
+        for (path, bytes) in files {
+            // They could be read a moment ago; of one that cannot any more the place is lost, and the mistake is not.
+            let _ = merged.add(&path, bytes);
+        }
+    }
+    let place = match merged.key(key_path) {
+        Some(key) => merged.document(key.document).place(&key.span, Show::KeyAlone),
+        None => Place::whole(&sources.main),
+    };
+    Problem { place, message: message.to_string(), label: String::new() }
 }
 
 /// The files read so far as one tree.
@@ -110,6 +131,15 @@ impl Merged {
         };
         self.findings.sort_by_cached_key(order);
         Ok(Loaded { value, findings: self.findings })
+    }
+
+    fn key(&self, key_path: &[&str]) -> Option<&Origin> {
+        let (last, tables) = key_path.split_last()?;
+        let table = tables.iter().try_fold(&self.root, |table, key| match &table.get(*key)?.value.kind {
+            Kind::Table(table) => Some(table),
+            _ => None,
+        })?;
+        table.get(*last).map(|entry| &entry.key)
     }
 
     fn document(&self, number: usize) -> &Document {

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::error::Error as _;
 
-use aziot_config::{Loaded, Oddity, Sources, load, load_file, load_str};
+use aziot_config::{Loaded, Oddity, Sources, load, load_file, load_str, problem_at};
 use aziot_files::{Mode, create_directory, write};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -411,4 +411,27 @@ fn tuples_and_options_and_numbers() {
     assert_eq!(read::<Numbers>(text).value, expected);
     let problem = problem::<Numbers>(&text.replace("-2]", "-2, 3]"));
     assert!(problem.starts_with("/c.toml:1:8: `pair`: expected 2 elements, found 3 elements"), "{problem}");
+}
+
+#[test]
+fn a_mistake_found_later_has_its_place_in_the_file_that_counts() {
+    let folder = tempfile::tempdir().unwrap();
+    let sources = Sources { main: folder.path().join("config.toml"), directory: folder.path().join("config.d") };
+    let _ = create_directory(&sources.directory, Mode::PRIVATE_DIRECTORY).unwrap();
+    let drop_in = sources.directory.join("a.toml");
+    write(&sources.main, Mode::PRIVATE, "[keys]\n\"a b\" = 'first'\nother = 'x'\n").unwrap();
+    write(&drop_in, Mode::PRIVATE, "\n[keys]\n\"a b\" = 'second' # third\n").unwrap();
+
+    let problem = problem_at(&sources, &["keys", "a b"], "not good");
+    assert_eq!(problem.to_string(), format!("{}:3:1: not good\n    3 | \"a b\" = …\n      | ^^^^^", drop_in.display()));
+    let problem = problem_at(&sources, &["keys", "other"], "not good");
+    assert_eq!((problem.file(), problem.line_and_column()), (&*sources.main, Some((3, 1))));
+    for nowhere in [&["keys", "missing"][..], &["missing", "a b"], &["keys", "other", "deeper"], &[]] {
+        let problem = problem_at(&sources, nowhere, "not good");
+        assert_eq!(problem.to_string(), format!("{}: not good", sources.main.display()));
+    }
+    // What cannot be read any more costs the place only.
+    write(&drop_in, Mode::PRIVATE, "[keys").unwrap();
+    let problem = problem_at(&sources, &["keys", "a b"], "not good");
+    assert_eq!((problem.file(), problem.line_and_column()), (&*sources.main, Some((2, 1))));
 }

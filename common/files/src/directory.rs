@@ -2,11 +2,12 @@
 //! returns.
 
 use std::ffi::OsStr;
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, DirEntry, File, OpenOptions};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
+use std::time::{Duration, SystemTime};
 
 use crate::temporary::{PREFIX, SUFFIX, folder_of, own_prefix};
 use crate::{Action, Created, Error, Mode, Options};
@@ -61,20 +62,33 @@ pub fn rename(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<(), Error>
 ///
 /// For a folder that one service owns: another process's file in the making would be removed too, this process's own is not.
 pub fn remove_leftovers(folder: impl AsRef<Path>) -> Result<usize, Error> {
+    remove_old_leftovers(folder, Duration::ZERO)
+}
+
+/// [`remove_leftovers`] for a folder that others write to as well: leaves alone what was written less than `age` ago, by the
+/// file's time of modification.
+pub fn remove_old_leftovers(folder: impl AsRef<Path>, age: Duration) -> Result<usize, Error> {
     let folder = folder.as_ref();
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
         Err(error) => return Err(Error::at(Action::List, folder)(error)),
     };
+    let now = SystemTime::now();
     let mut removed = 0;
     for entry in entries {
         let entry = entry.map_err(Error::at(Action::List, folder))?;
-        if is_leftover(&entry.file_name()) && remove(entry.path())? {
+        if is_leftover(&entry.file_name()) && is_older(&entry, age, now) && remove(entry.path())? {
             removed += 1;
         }
     }
     Ok(removed)
+}
+
+/// What is gone, or has a time in the future, is not.
+fn is_older(entry: &DirEntry, age: Duration, now: SystemTime) -> bool {
+    let written = entry.metadata().and_then(|metadata| metadata.modified());
+    age.is_zero() || written.is_ok_and(|written| now.duration_since(written).is_ok_and(|passed| passed >= age))
 }
 
 fn is_leftover(name: &OsStr) -> bool {
@@ -168,5 +182,19 @@ mod tests {
         let being_written = crate::temporary::fill(&folder.path().join("new"), Mode::PRIVATE.into(), b"half").unwrap();
         assert_eq!(remove_leftovers(folder.path()).unwrap(), 0);
         assert!(being_written.path().exists());
+    }
+
+    #[test]
+    fn what_somebody_else_may_be_writing_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let age = Duration::from_secs(300);
+        for (name, written) in [("old", SystemTime::now() - age), ("new", SystemTime::now())] {
+            let path = folder.path().join(format!(".aziot-{name}.partial"));
+            write(&path, Mode::PRIVATE, "").unwrap();
+            File::open(&path).unwrap().set_modified(written).unwrap();
+        }
+        assert_eq!(remove_old_leftovers(folder.path(), age).unwrap(), 1);
+        assert!(folder.path().join(".aziot-new.partial").exists());
+        assert_eq!(remove_old_leftovers(folder.path().join("missing"), age).unwrap(), 0);
     }
 }

@@ -17,7 +17,7 @@ mod read;
 mod temporary;
 mod write;
 
-pub use directory::{create_directory, remove, remove_leftovers, rename};
+pub use directory::{create_directory, remove, remove_leftovers, remove_old_leftovers, rename};
 pub use error::{Action, Error};
 pub use options::{Mode, Options, Owner};
 pub use overwrite::overwrite_in_place;

@@ -11,6 +11,10 @@ pub const CERTIFICATE_ID: &str = "certificate_id";
 pub const MODULE_ID: &str = "module_id";
 /// Name of the device at the hub.
 pub const DEVICE_ID: &str = "device_id";
+/// What was done with a key: `sign`.
+pub const OPERATION: &str = "operation";
+/// PKCS#11 token that the line is about, by its label or slot.
+pub const TOKEN: &str = "token";
 /// Host name of the hub.
 pub const HUB: &str = "hub";
 /// Name under which the device provisions itself at DPS.

@@ -1,13 +1,14 @@
 //! Configuration of the key service: `/etc/aziot/keyd/config.toml` and its drop-ins.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
 
 use aziot_http::{Endpoint, Glob, server::MaxRequests};
 use serde::{Deserialize, Serialize};
 
-/// All settings; every one of them has a default.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// All settings; every one of them has a default. `Debug` shows no parameter of the key library and no URI, which may hold a PIN.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Config {
     /// Requests of one uid that are worked on at once. Default 10. Read at start only.
     #[serde(default, skip_serializing_if = "MaxRequests::is_default")]
@@ -27,6 +28,21 @@ pub struct Config {
     /// Where the service listens. Read at start only.
     #[serde(default, skip_serializing_if = "Endpoints::is_default")]
     pub endpoints: Endpoints,
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Config { max_requests, keys_library, aziot_keys, preloaded_keys, principal, endpoints } = self;
+        formatter
+            .debug_struct("Config")
+            .field("max_requests", max_requests)
+            .field("keys_library", keys_library)
+            .field("aziot_keys", &aziot_keys.keys())
+            .field("preloaded_keys", &preloaded_keys.keys())
+            .field("principal", principal)
+            .field("endpoints", endpoints)
+            .finish()
+    }
 }
 
 /// A user and the keys that it may create, import, load and move. Several entries of one uid add up.
@@ -61,5 +77,23 @@ impl Endpoints {
 impl Default for Endpoints {
     fn default() -> Self {
         Self { aziot_keyd: keyd() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_pin_shows() {
+        let uri = "pkcs11:token=t?pin-value=4711".to_owned();
+        let config = Config {
+            aziot_keys: BTreeMap::from([("pkcs11_base_slot".to_owned(), uri.clone())]),
+            preloaded_keys: BTreeMap::from([("device-id".to_owned(), uri)]),
+            ..Config::default()
+        };
+        let shown = format!("{config:?}");
+        assert!(shown.contains("device-id") && shown.contains("pkcs11_base_slot"), "{shown}");
+        assert!(!shown.contains("4711"), "{shown}");
     }
 }

@@ -56,6 +56,11 @@ impl Content {
         }
     }
 
+    /// Whether this is a key pair of P-256 that can be used.
+    pub(crate) fn is_p256_pair(&self) -> bool {
+        matches!(self, Content::KeyPair(pair) if pair.is_p256())
+    }
+
     /// Whether a caller who asks to remove or replace a key pair may mean this.
     pub(crate) fn removable_as_key_pair(&self) -> Result<(), Invalid> {
         match self {

@@ -39,37 +39,6 @@ pub enum Error {
     },
 }
 
-/// The three kinds of [`Error`], without the details.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Class {
-    /// See [`Error::InvalidParameter`].
-    InvalidParameter,
-    /// See [`Error::Preloaded`].
-    Preloaded,
-    /// See [`Error::External`].
-    External,
-}
-
-impl Error {
-    /// Which of the three kinds this is.
-    #[must_use]
-    pub fn class(&self) -> Class {
-        match self {
-            Error::InvalidParameter { .. } => Class::InvalidParameter,
-            Error::Preloaded { .. } => Class::Preloaded,
-            Error::External { .. } => Class::External,
-        }
-    }
-
-    /// The key that the call was about.
-    #[must_use]
-    pub fn id(&self) -> &str {
-        match self {
-            Error::InvalidParameter { id, .. } | Error::Preloaded { id } | Error::External { id, .. } => id,
-        }
-    }
-}
-
 /// What is wrong with a call.
 #[derive(Debug, thiserror::Error)]
 pub enum Invalid {
@@ -87,6 +56,9 @@ pub enum Invalid {
     /// The file name made from the id would have more than 255 bytes.
     #[error("the id has more than 186 ASCII letters and digits")]
     IdTooLong,
+    /// With a token, an id with a character that marks labels of changes under way on it.
+    #[error("the id of a key that may be on a token must not have the control character U+0001")]
+    ReservedId,
     /// An import of no bytes.
     #[error("a key of no bytes cannot be imported")]
     EmptyImport,
@@ -215,10 +187,13 @@ pub enum NotKeyPair {
 }
 
 /// An error before somebody has said which key it is about.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub(crate) enum Problem {
+    #[error(transparent)]
     Invalid(Invalid),
+    #[error("the key is preloaded and exists")]
     Preloaded,
+    #[error(transparent)]
     Failure(Failure),
 }
 

@@ -11,7 +11,9 @@ use std::ffi::{CString, NulError};
 use std::path::Path;
 use std::time::Duration;
 
-pub use error::{CallError, LoadError};
+use aziot_log::fields;
+
+pub use self::error::{CallError, LoadError};
 
 use self::functions::{Aead, Functions, SymmetricKey};
 use self::thread::Thread;
@@ -49,7 +51,7 @@ impl Foreign {
                     source,
                 })?;
             }
-            tracing::info!(path = %owned.display(), version = functions.version(), "loaded a key library");
+            tracing::info!({ fields::FILE } = %owned.display(), version = functions.version(), "loaded a key library");
             Ok(functions)
         };
         thread.open(open).map_err(|source| LoadError::Start { path: path.to_owned(), source })??;
@@ -91,6 +93,10 @@ impl KeyLibrary for Foreign {
 
     /// Never: every call waits for the thread.
     fn is_ready(&self, _: &str) -> bool {
+        false
+    }
+
+    fn is_ready_to_sign_ecdsa(&self, _: &str) -> bool {
         false
     }
 

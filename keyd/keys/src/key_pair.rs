@@ -101,6 +101,10 @@ impl KeyPair {
         key.private_key_to_pem_pkcs8().map(Zeroizing::new)
     }
 
+    pub(crate) fn is_p256(&self) -> bool {
+        matches!(self.public, PublicHalf::Ec { is_p256: true, .. })
+    }
+
     fn private_operation(&self, padding: Option<Padding>, input: &[u8]) -> Result<Vec<u8>, ErrorStack> {
         let mut context = PkeyCtx::new(&self.key)?;
         context.sign_init()?;

@@ -4,9 +4,11 @@
 
 mod places;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use aziot_files::Created;
+use aziot_log::{chain, fields};
 use openssl::memcmp;
 use zeroize::Zeroizing;
 
@@ -15,7 +17,7 @@ use crate::error::{Error, Failure, Invalid, Problem};
 use crate::key_pair::{KeyPair, KeyPairAlgorithm, KeyPairOperations, PublicParameter, RsaPadding};
 use crate::location::{Location, Locations, Settings, SettingsError};
 use crate::preferred_algorithms::{self, NewKeyPair};
-use crate::store::Store;
+use crate::store::{self, Store};
 use crate::symmetric::{KeyUsage, SymmetricKey, SymmetricOperations};
 use crate::token::{Outcome, TokenError, TokenLocation};
 use crate::turns::Turns;
@@ -52,18 +54,35 @@ impl Keys {
         Ok(Keys { locations, store, turns: Turns::default() })
     }
 
-    /// Removes what a crash left of unfinished key files; others may use keys meanwhile.
+    /// Removes what a crash left of unfinished key files, more than [`LEFTOVER_AGE`](crate::LEFTOVER_AGE) ago; others may use keys
+    /// meanwhile.
     pub fn tidy(&self) -> Result<(), aziot_files::Error> {
-        self.store.tidy()
+        store::tidy(&self.folders())
     }
 
-    /// Whether the key is in memory. Using a symmetric key or a P-256 pair is then a matter of microseconds, unless its file was changed
-    /// by somebody else: it is then read again, once.
+    /// Every folder that key files may be written to.
+    pub(crate) fn folders(&self) -> BTreeSet<PathBuf> {
+        self.locations.folders()
+    }
+
+    /// Whether the key is in memory. Looking at it, and using a symmetric key, is then a matter of microseconds, unless its file was
+    /// changed by somebody else: it is then read again, once.
     ///
     /// Never true of a key that may be on a token: how long one takes nobody knows.
     #[must_use]
     pub fn is_ready(&self, id: &str) -> bool {
-        matches!(self.locations.of(id).as_deref(), Ok([Location::File(file)]) if self.store.is_ready(file))
+        self.is_in_memory(id, |_| true)
+    }
+
+    /// Whether the key is in memory, and a pair whose ECDSA signatures take some tens of microseconds too: one of P-256. OpenSSL takes
+    /// ten times as long for those of larger curves.
+    #[must_use]
+    pub fn is_ready_to_sign_ecdsa(&self, id: &str) -> bool {
+        self.is_in_memory(id, Content::is_p256_pair)
+    }
+
+    fn is_in_memory(&self, id: &str, is_such: impl FnOnce(&Content) -> bool) -> bool {
+        matches!(self.locations.of(id).as_deref(), Ok([Location::File(file)]) if self.store.is_ready(file, is_such))
     }
 
     /// Makes the symmetric key `id` unless it exists, of 32 random bytes (16 on tokens that have only such AES keys).
@@ -75,7 +94,7 @@ impl Keys {
             if self.is_key_there(&locations)? {
                 return Ok(());
             }
-            self.in_turn(&[&locations], || {
+            self.in_turn(&locations, || {
                 // Whoever had the turn before may have made it.
                 if self.is_key_there(&locations)? {
                     return Ok(());
@@ -95,13 +114,13 @@ impl Keys {
             match location {
                 Location::File(file) => {
                     if self.store.create(file, &SymmetricKey::generate()?)? == Created::New {
-                        tracing::info!(key_id = id, path = %file.path.display(), "made a key");
+                        tracing::info!({ fields::KEY_ID } = id, { fields::FILE } = %file.path.display(), "made a key");
                     }
                     return Ok(());
                 }
                 Location::Token(token) => match token.generate_key(usage)? {
                     Outcome::Done => {
-                        tracing::info!(key_id = id, token = token.token_name(), "made a key");
+                        tracing::info!({ fields::KEY_ID } = id, { fields::TOKEN } = token.token_name(), "made a key");
                         return Ok(());
                     }
                     Outcome::Unfit(error) => refusal = Some(refused(id, token, error)),
@@ -131,7 +150,7 @@ impl Keys {
             return Err(Invalid::ImportOfPrivateKey.into());
         }
         let locations = self.locations.of(id)?;
-        self.in_turn(&[&locations], || {
+        self.in_turn(&locations, || {
             for location in &locations {
                 self.check_key_replaceable(location)?;
             }
@@ -181,7 +200,7 @@ impl Keys {
             if self.is_key_pair_there(&locations)? {
                 return Ok(());
             }
-            self.in_turn(&[&locations], || {
+            self.in_turn(&locations, || {
                 // Whoever had the turn before may have made it.
                 if self.is_key_pair_there(&locations)? {
                     return Ok(());
@@ -200,12 +219,12 @@ impl Keys {
             Some(Location::File(file)) => {
                 let algorithm = *algorithms.first().ok_or(Invalid::NoKnownAlgorithm)?;
                 if self.store.create(file, &KeyPair::generate(algorithm)?)? == Created::New {
-                    tracing::info!(key_id = id, path = %file.path.display(), "made a key pair");
+                    tracing::info!({ fields::KEY_ID } = id, { fields::FILE } = %file.path.display(), "made a key pair");
                 }
             }
             Some(Location::Token(token)) => {
                 token.generate_key_pair(algorithms)?;
-                tracing::info!(key_id = id, token = token.token_name(), "made a key pair");
+                tracing::info!({ fields::KEY_ID } = id, { fields::TOKEN } = token.token_name(), "made a key pair");
             }
             None => return Err(Invalid::NoHome.into()),
         }
@@ -231,14 +250,24 @@ impl Keys {
     pub fn move_key_pair(&self, from: &str, to: &str) -> Result<(), Error> {
         let sources = self.locations.of(from).map_err(|invalid| Problem::with(from)(invalid.into()))?;
         let targets = self.locations.of(to).map_err(|invalid| Problem::with(to)(invalid.into()))?;
-        self.in_turn(&[&sources, &targets], || {
-            let source = self.movable(&sources).map_err(Problem::with(from))?;
+        let mut turns = turns(&sources).map_err(Problem::with(from))?;
+        turns.extend(self::turns(&targets).map_err(Problem::with(to))?);
+        self.during(&turns, || {
+            let source = match self.movable(&sources) {
+                // It was moved when a kill cut this off, and only the end is missing.
+                Err(Problem::Failure(Failure::NothingToMove))
+                    if finish_move(&sources, &targets).map_err(Problem::with(from))? =>
+                {
+                    return Ok(());
+                }
+                source => source.map_err(Problem::with(from))?,
+            };
             for target in &targets {
                 self.check_key_pair_replaceable(target).map_err(Problem::with(to))?;
             }
             self.relocate(source, &targets).map_err(Problem::with(from))
         })?;
-        tracing::info!(key_id = from, to, "moved a key pair");
+        tracing::info!({ fields::KEY_ID } = from, to, "moved a key pair");
         Ok(())
     }
 
@@ -249,10 +278,11 @@ impl Keys {
         match (source, file, token) {
             // What the token has under the new id would hide the file.
             (Location::File(source), Some(file), Some(token)) => {
-                token.give_way_to_file(|| Ok(self.store.rename(source, file)?))
+                let clear = || Ok(self.store.remove(file).map(|_| ())?);
+                token.give_way_to_file(&file.path, clear, || Ok(self.store.rename(source, file)?))
             }
             (Location::File(source), Some(file), None) => Ok(self.store.rename(source, file)?),
-            (Location::Token(source), _, Some(token)) if source.is_on_token_of(token) => source.move_key_pair(token),
+            (Location::Token(source), _, Some(token)) if source.is_on_token_of(token)? => source.move_key_pair(token),
             _ => Err(Invalid::MoveBetweenPlaces.into()),
         }
     }
@@ -400,7 +430,7 @@ impl Keys {
         remove: impl Fn(&Location) -> Result<bool, Problem>,
     ) -> Result<(), Problem> {
         let locations = self.locations.of(id)?;
-        self.in_turn(&[&locations], || {
+        self.in_turn(&locations, || {
             for location in &locations {
                 if let Location::Token(token) = location {
                     token.label()?;
@@ -410,7 +440,7 @@ impl Keys {
             // The last first: cut off in between, an older key must not come back to light.
             for location in locations.iter().rev() {
                 if remove(location)? {
-                    tracing::info!(key_id = id, "deleted a key");
+                    tracing::info!({ fields::KEY_ID } = id, "deleted a key");
                 }
             }
             Ok(())
@@ -418,10 +448,27 @@ impl Keys {
     }
 
     /// Runs `work` while nobody else changes what is at these locations.
-    fn in_turn<T>(&self, locations: &[&[Location]], work: impl FnOnce() -> T) -> T {
-        let turns: Vec<_> = locations.iter().copied().flatten().map(Location::turn).collect();
+    fn in_turn<T>(&self, locations: &[Location], work: impl FnOnce() -> Result<T, Problem>) -> Result<T, Problem> {
+        self.during(&turns(locations)?, work)
+    }
+
+    fn during<T>(&self, turns: &[PathBuf], work: impl FnOnce() -> T) -> T {
         let turns: Vec<_> = turns.iter().map(PathBuf::as_path).collect();
         self.turns.during(&turns, work)
+    }
+}
+
+fn turns(locations: &[Location]) -> Result<Vec<PathBuf>, Problem> {
+    locations.iter().map(Location::turn).collect()
+}
+
+/// Whether a move between these places on one token was all but done and is done now.
+fn finish_move(sources: &[Location], targets: &[Location]) -> Result<bool, Problem> {
+    match (sources.first(), targets.first()) {
+        (Some(Location::Token(source)), Some(Location::Token(target))) if source.is_on_token_of(target)? => {
+            source.finish_move(target)
+        }
+        _ => Ok(false),
     }
 }
 
@@ -435,7 +482,12 @@ fn delete_key_at_tokens(locations: &[Location]) -> Result<(), Problem> {
 }
 
 fn refused(id: &str, token: &TokenLocation, error: TokenError) -> TokenError {
-    tracing::warn!(key_id = id, token = token.token_name(), ?error, "the token cannot hold the key");
+    tracing::warn!(
+        { fields::KEY_ID } = id,
+        { fields::TOKEN } = token.token_name(),
+        { fields::ERROR } = %chain(&error),
+        "the token cannot hold the key"
+    );
     error
 }
 

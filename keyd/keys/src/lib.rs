@@ -32,7 +32,7 @@ mod token;
 mod turns;
 mod uri;
 
-pub use error::{Class, Error, Failure, Invalid, NotKeyPair};
+pub use error::{Error, Failure, Invalid, NotKeyPair};
 pub use ffi::{abi, aziot_keys_get_function_list};
 pub use foreign::{CallError, Foreign, LoadError};
 pub use key_pair::{KeyPairAlgorithm, PublicParameter, RsaPadding};
@@ -41,6 +41,7 @@ pub use library::KeyLibrary;
 pub use location::{Settings, SettingsError, file_name};
 pub use parameters::{PRELOADED_KEY, ParameterError};
 pub use self_test::{SelfTestError, self_test};
+pub use store::LEFTOVER_AGE;
 pub use symmetric::KeyUsage;
 pub use token::{Pkcs11Error, TokenError};
 pub use uri::{KeyUri, Pkcs11Uri, TokenIdentifier, UriError};

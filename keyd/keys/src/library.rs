@@ -6,10 +6,13 @@ use crate::{Error, KeyPairAlgorithm, KeyUsage, Keys, PublicParameter, RsaPadding
 
 /// The keys of one device. Errors are as for [`Keys`]; a vendor's library tells less about them.
 pub trait KeyLibrary: Send + Sync {
-    /// Clears away what a crash left, if that is this library's business. Called once, while keys are in use already.
+    /// Clears away what a crash left, if that is this library's business and happened more than [`LEFTOVER_AGE`](crate::LEFTOVER_AGE)
+    /// ago. Called while keys are in use already.
     fn tidy(&self) -> Result<(), aziot_files::Error>;
-    /// Whether using the symmetric key `id` neither touches a disk nor waits for anybody.
+    /// Whether looking at the key `id`, and using it if it is symmetric, neither touches a disk nor waits for anybody.
     fn is_ready(&self, id: &str) -> bool;
+    /// Whether [`KeyLibrary::sign_ecdsa`] with the key pair `id` does not either, nor computes for longer than a symmetric key.
+    fn is_ready_to_sign_ecdsa(&self, id: &str) -> bool;
     /// Makes the symmetric key `id` unless it exists.
     fn create_key(&self, id: &str, usage: KeyUsage) -> Result<(), Error>;
     /// Makes sure that the symmetric key `id` exists and can be used.
@@ -53,6 +56,10 @@ impl KeyLibrary for Keys {
 
     fn is_ready(&self, id: &str) -> bool {
         self.is_ready(id)
+    }
+
+    fn is_ready_to_sign_ecdsa(&self, id: &str) -> bool {
+        self.is_ready_to_sign_ecdsa(id)
     }
 
     fn create_key(&self, id: &str, usage: KeyUsage) -> Result<(), Error> {

@@ -1,15 +1,15 @@
 //! Where a key is: on a token, in a file of the home directory, or where an operator put it (`keys.md`, 4.3, 5.1 and 5.3).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use openssl::sha::Sha256;
 
-use crate::error::Invalid;
+use crate::error::{Invalid, Problem};
 use crate::paths::Paths;
-use crate::token::{Module, Token, TokenError, TokenLocation};
+use crate::token::{Module, Token, TokenError, TokenLocation, is_reserved};
 use crate::uri::{KeyUri, Pkcs11Uri, UriError};
 
 /// The longest file name that Linux file systems take.
@@ -67,6 +67,15 @@ pub enum SettingsError {
     BaseToken(#[source] TokenError),
 }
 
+impl SettingsError {
+    /// Whether the configuration must change before another start can succeed. A token or a library that is not ready may be so the next
+    /// time.
+    #[must_use]
+    pub fn is_permanent(&self) -> bool {
+        !matches!(self, SettingsError::Library(error) | SettingsError::BaseToken(error) if error.may_pass())
+    }
+}
+
 /// One place of a key.
 pub(crate) enum Location {
     File(FileLocation),
@@ -75,16 +84,16 @@ pub(crate) enum Location {
 
 impl Location {
     /// What writers of this place take turns by.
-    pub(crate) fn turn(&self) -> PathBuf {
+    pub(crate) fn turn(&self) -> Result<PathBuf, Problem> {
         match self {
-            Location::File(file) => file.path.clone(),
+            Location::File(file) => Ok(file.path.clone()),
             Location::Token(token) => token.turn(),
         }
     }
 
-    pub(crate) fn is_preloaded(&self) -> bool {
+    pub(crate) fn is_preloaded(&self) -> Result<bool, Problem> {
         match self {
-            Location::File(file) => file.preloaded,
+            Location::File(file) => Ok(file.preloaded),
             Location::Token(token) => token.is_preloaded(),
         }
     }
@@ -133,6 +142,9 @@ impl Locations {
                 return Err(SettingsError::EmptyId);
             }
             match uri.parse::<KeyUri>() {
+                Ok(KeyUri::Pkcs11(uri)) if uri.object.as_deref().is_some_and(is_reserved) => {
+                    return Err(SettingsError::PreloadedKey { id, source: UriError::ReservedObject });
+                }
                 Ok(uri) => places.insert(id, uri),
                 Err(source) => return Err(SettingsError::PreloadedKey { id, source }),
             };
@@ -151,7 +163,7 @@ impl Locations {
                 (KeyUri::File(path), _) => Preloaded::File(path),
                 (KeyUri::Pkcs11(_), None) => Preloaded::OutOfReach,
                 (KeyUri::Pkcs11(uri), Some(library)) => {
-                    Preloaded::Token(TokenLocation::new(shared(&mut tokens, library, &uri), uri.object, true))
+                    Preloaded::Token(TokenLocation::preloaded(shared(&mut tokens, library, &uri), uri.object))
                 }
             };
             (id, place)
@@ -166,6 +178,15 @@ impl Locations {
         self.files.as_ref().map(Paths::folder)
     }
 
+    /// Every folder that key files may be written to.
+    pub(crate) fn folders(&self) -> BTreeSet<PathBuf> {
+        let preloaded = self.preloaded.values().filter_map(|place| match place {
+            Preloaded::File(path) => path.parent(),
+            Preloaded::Token(_) | Preloaded::OutOfReach => None,
+        });
+        self.folder().into_iter().chain(preloaded).map(Path::to_owned).collect()
+    }
+
     /// The places of the key `id`, the one that counts most first; at least one.
     pub(crate) fn of(&self, id: &str) -> Result<Vec<Location>, Invalid> {
         match self.preloaded.get(id) {
@@ -177,14 +198,27 @@ impl Locations {
             None => {}
         }
         let mut locations = Vec::new();
+        let path = self.files.as_ref().map(|files| files.of(id).ok_or(Invalid::IdTooLong)).transpose()?;
         if let Some(token) = &self.base {
-            locations.push(Location::Token(TokenLocation::new(Arc::clone(token), Some(id.to_owned()), false)));
+            if is_reserved(id) {
+                return Err(Invalid::ReservedId);
+            }
+            let place = TokenLocation::dynamic(Arc::clone(token), id, self.namesakes(id), path.clone());
+            locations.push(Location::Token(place));
         }
-        if let Some(files) = &self.files {
-            let path = files.of(id).ok_or(Invalid::IdTooLong)?;
+        if let Some(path) = path {
             locations.push(Location::File(FileLocation { path, preloaded: false }));
         }
         if locations.is_empty() { Err(Invalid::NoHome) } else { Ok(locations) }
+    }
+
+    /// The tokens on which an operator named the object `label`.
+    fn namesakes(&self, label: &str) -> Vec<Arc<Token>> {
+        let named = |place: &Preloaded| match place {
+            Preloaded::Token(place) => place.token_with(label),
+            Preloaded::File(_) | Preloaded::OutOfReach => None,
+        };
+        self.preloaded.values().filter_map(named).collect()
     }
 }
 
@@ -200,7 +234,8 @@ fn shared(tokens: &mut Vec<Arc<Token>>, library: &Arc<Module>, uri: &Pkcs11Uri) 
 
 /// The file name of the key `id`, or `None` if it would be longer than a file name can be.
 ///
-/// The ASCII letters and digits of the id, `-`, the SHA-256 of the whole id in hex, `.key`.
+/// The ASCII letters and digits of the id, `-`, the SHA-256 of the whole id in hex, `.key`. Part of what a home directory promises, so
+/// that others can lay one out: the benchmarks and fuzz targets do.
 #[must_use]
 pub fn file_name(id: &str) -> Option<String> {
     // By hand, because every use of a key asks for the name: `write!` and the one-call hash took a tenth of an HMAC request.

@@ -3,10 +3,14 @@
 //! Writing is left to `aziot_files`: whole or not at all, mode 0600, on disk when the call returns. Files of the public system
 //! have mode 0644; they are used as they are, with a warning.
 
+use std::collections::BTreeSet;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
-use aziot_files::{Created, Mode};
+use aziot_files::{Action, Created, Mode};
+use aziot_log::fields;
 use zeroize::Zeroizing;
 
 use crate::cache::{Cache, Stamp};
@@ -16,6 +20,21 @@ use crate::location::FileLocation;
 
 /// More than any key; a request body cannot carry as much.
 const LARGEST_FILE: u64 = 1024 * 1024;
+
+/// Bytes of a file whose key stays in memory: the largest RSA key that OpenSSL takes. All that stay take 20 megabytes at the worst, and
+/// rarely more than half a megabyte.
+const LARGEST_KEPT: usize = 16 * 1024;
+
+/// How old an unfinished file is before nobody can be writing it any more: a disk may take its time, but not that much.
+pub const LEFTOVER_AGE: Duration = Duration::from_secs(300);
+
+/// Who has written a file that is read.
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum Writer {
+    Anybody,
+    /// This library, a moment ago, as a new file under the old name.
+    Ourselves,
+}
 
 pub(crate) struct Store {
     folder: Option<PathBuf>,
@@ -28,19 +47,13 @@ impl Store {
         Store { folder: folder.map(Path::to_owned), cache: Cache::default() }
     }
 
-    /// Removes what a crash left of unfinished writes. Lists the folder, which takes its time with thousands of keys.
-    pub(crate) fn tidy(&self) -> Result<(), aziot_files::Error> {
-        let Some(folder) = &self.folder else { return Ok(()) };
-        let removed = aziot_files::remove_leftovers(folder)?;
-        if removed > 0 {
-            tracing::info!(folder = %folder.display(), removed, "removed what a crash left of unfinished key files");
-        }
-        Ok(())
-    }
-
     /// The key at `location`, `None` if nothing is there.
     pub(crate) fn load(&self, location: &FileLocation) -> Result<Option<Arc<Content>>, Failure> {
-        let path = &location.path;
+        self.read(&location.path, Writer::Anybody)
+    }
+
+    fn read(&self, path: &Path, writer: Writer) -> Result<Option<Arc<Content>>, Failure> {
+        let looked_at = SystemTime::now();
         let Some(stamp) = stamp(path)? else {
             self.cache.forget(path);
             return Ok(None);
@@ -60,25 +73,39 @@ impl Store {
         if let Ok(Some(warning)) = aziot_files::mode_warning(path) {
             tracing::warn!("{warning}");
         }
+        let is_small = bytes.len() <= LARGEST_KEPT;
         let content = Arc::new(Content::parse(bytes)?);
-        self.cache.put(path, stamp, &content);
+        // Nobody else knows of a file that was new a moment ago, let alone writes to it.
+        if is_small && (writer == Writer::Ourselves || stamp.is_settled(looked_at)) {
+            self.cache.put(path, stamp, &content);
+        } else {
+            self.cache.forget(path);
+        }
         Ok(Some(content))
     }
 
-    /// Whether the key is in memory: [`Store::load`] then looks at its file's times and reads it only if they have changed.
-    pub(crate) fn is_ready(&self, location: &FileLocation) -> bool {
-        self.cache.has(&location.path)
+    /// Keeps what was written just now. What is wrong with it is told to whoever uses it.
+    fn read_back(&self, path: &Path) {
+        let _ = self.read(path, Writer::Ourselves);
+    }
+
+    /// Whether the key is in memory and such a one: [`Store::load`] then looks at its file's times and reads it only if they have changed.
+    pub(crate) fn is_ready(&self, location: &FileLocation, is_such: impl FnOnce(&Content) -> bool) -> bool {
+        self.cache.has_such(&location.path, is_such)
     }
 
     /// Puts a new key where nothing is. A file of no bytes counts as nothing unless it is preloaded; a crash of the public system leaves such files.
     pub(crate) fn create(&self, location: &FileLocation, bytes: &[u8]) -> Result<Created, Failure> {
         let path = &location.path;
         self.make_folder(location)?;
-        let created = aziot_files::write_new(path, Mode::PRIVATE, bytes)?;
+        let mut created = aziot_files::write_new(path, Mode::PRIVATE, bytes)?;
         if created == Created::AlreadyThere && !location.preloaded && is_empty_file(path) {
-            tracing::warn!(path = %path.display(), "the key file is empty, as a crash while it was written leaves it; making a new key in its place");
+            tracing::warn!({ fields::FILE } = %path.display(), "the key file is empty, as a crash while it was written leaves it; making a new key in its place");
             aziot_files::write(path, Mode::PRIVATE, bytes)?;
-            return Ok(Created::New);
+            created = Created::New;
+        }
+        if created == Created::New {
+            self.read_back(path);
         }
         Ok(created)
     }
@@ -87,7 +114,7 @@ impl Store {
     pub(crate) fn replace(&self, location: &FileLocation, bytes: &[u8]) -> Result<(), Failure> {
         self.make_folder(location)?;
         aziot_files::write(&location.path, Mode::PRIVATE, bytes)?;
-        self.cache.forget(&location.path);
+        self.read_back(&location.path);
         Ok(())
     }
 
@@ -116,13 +143,32 @@ impl Store {
     }
 }
 
+/// Removes what a crash left of unfinished writes in `folders`. Lists them, which takes its time with thousands of keys.
+///
+/// Only what is old: another process may be writing to the same folder. Goes on after an error and returns the first.
+pub(crate) fn tidy(folders: &BTreeSet<PathBuf>) -> Result<(), aziot_files::Error> {
+    let mut outcome = Ok(());
+    for folder in folders {
+        match aziot_files::remove_old_leftovers(folder, LEFTOVER_AGE) {
+            Ok(0) => {}
+            Ok(removed) => {
+                tracing::info!({ fields::FILE } = %folder.display(), removed, "removed what a crash left of unfinished key files");
+            }
+            // An operator's folder, of which only the keys are for us.
+            Err(error) if error.kind() == ErrorKind::PermissionDenied && error.action() == Action::List => {}
+            Err(error) => outcome = outcome.and(Err(error)),
+        }
+    }
+    outcome
+}
+
 /// `None` if nothing is at `path`.
 fn stamp(path: &Path) -> Result<Option<Stamp>, Failure> {
     match path.metadata() {
         // Opening a pipe would wait for a writer for ever.
         Ok(metadata) if !metadata.is_file() => Err(Failure::NotAFile { path: path.to_owned() }),
         Ok(metadata) => Ok(Some(Stamp::from(&metadata))),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(source) => Err(Failure::Inaccessible { path: path.to_owned(), source }),
     }
 }

@@ -29,6 +29,9 @@ pub enum UriError {
     /// A `slot-id` that is no decimal number.
     #[error("`slot-id` of a `pkcs11:` URI must be a decimal number")]
     SlotId,
+    /// An `object` with a character that marks labels of changes under way.
+    #[error("`object` of a `pkcs11:` URI must not have the control character U+0001")]
+    ReservedObject,
     /// A value whose percent-decoded bytes are not UTF-8.
     #[error("a value of a `pkcs11:` URI is not UTF-8")]
     Utf8,

@@ -8,11 +8,15 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Barrier;
 use std::thread;
+use std::time::{Duration, Instant, SystemTime};
 
 use aziot_keys::{
-    Class, Error, Failure, Invalid, KeyPairAlgorithm, KeyUsage, Keys, NotKeyPair, PublicParameter, Secret, Settings,
-    SymmetricUse, file_name,
+    Error, Failure, Invalid, KeyPairAlgorithm, KeyUsage, Keys, LEFTOVER_AGE, NotKeyPair, PublicParameter, Secret,
+    Settings, SymmetricUse, file_name,
 };
+use openssl::ec::{EcGroup, EcKey};
+use openssl::nid::Nid;
+use openssl::pkey::PKey;
 use tempfile::TempDir;
 
 const HOW: &[u8] = b"-----BEGIN PRIVATE KEY-----";
@@ -63,6 +67,17 @@ impl Device {
         self.keys.sign_hmac(SymmetricUse::Stored(id), b"message")
     }
 
+    /// Until the file is old enough that the next write cannot look like the last.
+    fn wait_until_kept(&self, id: &str) {
+        let begun = Instant::now();
+        while !self.keys.is_ready(id) {
+            assert!(begun.elapsed() < Duration::from_secs(10), "{id} is never kept");
+            // Of whichever kind it is, it is read.
+            let _ = self.keys.load_key(id);
+            thread::yield_now();
+        }
+    }
+
     fn point(&self, id: &str) -> Vec<u8> {
         self.keys.public_parameter(id, PublicParameter::EcPoint).unwrap()
     }
@@ -96,7 +111,7 @@ fn failure(outcome: Result<impl Sized, Error>) -> Failure {
 }
 
 fn is_preloaded(outcome: Result<impl Sized, Error>) -> bool {
-    outcome.is_err_and(|error| error.class() == Class::Preloaded)
+    outcome.is_err_and(|error| matches!(error, Error::Preloaded { .. }))
 }
 
 #[test]
@@ -232,7 +247,7 @@ fn a_move_replaces_the_target_and_checks_the_source_first() {
     device.keys.create_key_pair("new", None).unwrap();
     let (old, new) = (device.point("old"), device.point("new"));
     let error = device.keys.move_key_pair("missing", "old").unwrap_err();
-    assert_eq!((error.class(), error.id()), (Class::External, "missing"));
+    assert!(matches!(error, Error::External { id, source: Failure::NothingToMove } if id == "missing"));
     assert_eq!(device.point("old"), old);
     device.keys.move_key_pair("new", "old").unwrap();
     assert_eq!(device.point("old"), new);
@@ -306,7 +321,7 @@ fn an_empty_or_damaged_preloaded_key_is_a_failure_and_stays() {
     assert!(matches!(failure(keys.create_key_pair("cut", None)), Failure::Damaged { .. }));
     assert!(is_preloaded(keys.import_key("empty", KeyUsage::SIGN, &secret(b"x"))));
     assert!(is_preloaded(keys.import_key("link", KeyUsage::SIGN, &secret(b"x"))));
-    assert_eq!(keys.create_key("link", KeyUsage::SIGN).unwrap_err().class(), Class::External);
+    assert!(matches!(failure(keys.create_key("link", KeyUsage::SIGN)), Failure::Vanished));
     assert_eq!(fs::read(device.preloaded_path("empty")).unwrap(), b"");
     assert_eq!(fs::read(device.preloaded_path("cut")).unwrap(), HOW);
     assert!(device.preloaded_path("link").symlink_metadata().unwrap().is_symlink());
@@ -329,20 +344,71 @@ fn a_changed_file_is_read_again() {
     device.put("k", &[1; 32]);
     assert!(!device.keys.is_ready("k"));
     let first = device.hmac("k").unwrap();
-    assert!(device.keys.is_ready("k"));
+    device.wait_until_kept("k");
     assert_eq!(device.hmac("k").unwrap(), first);
 
     // Another program renames a file of the same size over it.
     let other = device.folder.path().join("other");
     put(&other, &[2; 32]);
     fs::rename(&other, device.path("k")).unwrap();
+    // Whether it is ready is asked without a look at the file; its use looks, and reads it once more.
+    assert!(device.keys.is_ready("k"));
     let second = device.hmac("k").unwrap();
     assert_ne!(second, first);
+    device.wait_until_kept("k");
+    assert_eq!(device.hmac("k").unwrap(), second);
     device.keys.import_key("k", KeyUsage::SIGN, &secret(&[1; 32])).unwrap();
     assert_eq!(device.hmac("k").unwrap(), first);
     fs::remove_file(device.path("k")).unwrap();
     assert!(matches!(invalid(device.hmac("k")), Invalid::NotFound));
     assert!(!device.keys.is_ready("k"));
+}
+
+/// A second write in place within the same tick of the clock can leave all that is known of a file as it was.
+#[test]
+fn what_was_written_in_place_just_now_is_not_kept() {
+    let device = Device::new();
+    device.put("k", &[1; 32]);
+    device.hmac("k").unwrap();
+    assert!(!device.keys.is_ready("k"));
+    device.wait_until_kept("k");
+
+    // Not even in place of an older state that was.
+    put(&device.path("k"), &[2; 32]);
+    device.hmac("k").unwrap();
+    assert!(!device.keys.is_ready("k"));
+
+    // What this library has written is a file of its own, and kept.
+    for id in ["k", "new"] {
+        device.keys.import_key(id, KeyUsage::SIGN, &secret(&[1; 32])).unwrap();
+        assert!(device.keys.is_ready(id));
+    }
+    device.keys.create_key("made", KeyUsage::SIGN).unwrap();
+    assert!(device.keys.is_ready("made"));
+}
+
+#[test]
+fn only_pairs_of_p256_in_memory_sign_at_once() {
+    let device = Device::with_preloaded(&["large"]);
+    device.keys.create_key("symmetric", KeyUsage::SIGN).unwrap();
+    device.keys.create_key_pair("p256", None).unwrap();
+    device.keys.create_key_pair("rsa", Some("rsa-2048")).unwrap();
+    for curve in [Nid::SECP256K1, Nid::SECP384R1, Nid::SECP521R1] {
+        let group = EcGroup::from_curve_name(curve).unwrap();
+        let key = PKey::from_ec_key(EcKey::generate(&group).unwrap()).unwrap();
+        put(&device.preloaded_path("large"), &key.private_key_to_pem_pkcs8().unwrap());
+        device.keys.sign_ecdsa("large", &[1; 32]).unwrap();
+        device.wait_until_kept("large");
+        assert!(!device.keys.is_ready_to_sign_ecdsa("large"));
+    }
+    for id in ["p256", "rsa", "symmetric"] {
+        assert!(device.keys.is_ready(id), "{id}");
+        assert_eq!(device.keys.is_ready_to_sign_ecdsa(id), id == "p256", "{id}");
+    }
+    assert!(!device.keys.is_ready_to_sign_ecdsa("unknown"));
+    let after_restart =
+        Keys::new(Settings { homedir_path: Some(device.folder.path().join("home")), ..Settings::default() });
+    assert!(!after_restart.unwrap().is_ready_to_sign_ecdsa("p256"));
 }
 
 #[test]
@@ -353,21 +419,30 @@ fn what_is_no_file_or_too_large_is_a_failure() {
     assert!(matches!(failure(device.keys.create_key("folder", KeyUsage::SIGN)), Failure::NotAFile { .. }));
     device.put("large", &vec![1; 1024 * 1024 + 1]);
     let error = device.keys.load_key("large").unwrap_err();
-    assert_eq!(error.class(), Class::External);
+    assert!(matches!(error, Error::External { .. }));
     assert!(error.source().unwrap().to_string().contains("large"), "names the file: {error:?}");
     symlink("/dev/zero", device.preloaded_path("endless")).unwrap();
     assert!(matches!(failure(device.keys.load_key("endless")), Failure::NotAFile { .. }));
 }
 
 #[test]
-fn leftovers_of_a_crash_are_removed() {
-    let folder = tempfile::tempdir().unwrap();
-    let leftover = folder.path().join("keys/.aziot-abc.partial");
-    fs::create_dir(folder.path().join("keys")).unwrap();
-    put(&leftover, b"half a key");
-    let settings = Settings { homedir_path: Some(folder.path().to_owned()), ..Settings::default() };
-    Keys::new(settings).unwrap().tidy().unwrap();
-    assert!(!leftover.exists());
+fn leftovers_of_a_crash_are_removed_and_what_others_are_writing_is_not() {
+    let device = Device::with_preloaded(&["preloaded"]);
+    fs::create_dir_all(device.folder.path().join("home/keys")).unwrap();
+    for folder in ["home/keys", "preloaded"] {
+        let folder = device.folder.path().join(folder);
+        let (leftover, in_flight, other) =
+            (folder.join(".aziot-abc.partial"), folder.join(".aziot-def.partial"), folder.join(".other.partial"));
+        for path in [&leftover, &in_flight, &other] {
+            put(path, b"half a key");
+        }
+        for path in [&leftover, &other] {
+            fs::File::open(path).unwrap().set_modified(SystemTime::now() - LEFTOVER_AGE).unwrap();
+        }
+        device.keys.tidy().unwrap();
+        assert!(!leftover.exists(), "{}", leftover.display());
+        assert!(in_flight.exists() && other.exists(), "{}", folder.display());
+    }
 }
 
 /// Runs `work` on eight threads that start together.

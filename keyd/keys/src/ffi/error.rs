@@ -7,7 +7,6 @@ use std::io::Write;
 use std::iter::successors;
 
 use super::abi::{RC_ERR_EXTERNAL, RC_ERR_INVALID_PARAMETER, ReturnCode};
-use crate::error::Class;
 use crate::{ParameterError, SettingsError};
 
 #[derive(Debug, thiserror::Error)]
@@ -56,14 +55,11 @@ impl Error {
             | Error::Misaligned
             | Error::BufferTooSmall
             | Error::Mechanism(_)
-            | Error::Parameter(_) => RC_ERR_INVALID_PARAMETER,
+            | Error::Parameter(_)
+            // There is no code for an operator's key; it is the caller who may not have it changed.
+            | Error::Key(crate::Error::InvalidParameter { .. } | crate::Error::Preloaded { .. }) => RC_ERR_INVALID_PARAMETER,
             // The values were checked one by one when they were set.
-            Error::Settings(_) | Error::Panic => RC_ERR_EXTERNAL,
-            Error::Key(error) => match error.class() {
-                // The ABI has no code for an operator's key; it is the caller who may not have it changed.
-                Class::InvalidParameter | Class::Preloaded => RC_ERR_INVALID_PARAMETER,
-                Class::External => RC_ERR_EXTERNAL,
-            },
+            Error::Settings(_) | Error::Panic | Error::Key(crate::Error::External { .. }) => RC_ERR_EXTERNAL,
         }
     }
 }

@@ -61,6 +61,35 @@ struct Added {
     delete_key: Of<abi::DeleteKey>,
 }
 
+/// A member of a list, or the error that it is NULL.
+macro_rules! function {
+    ($list:ident, $path:ident, $name:ident) => {
+        $list.$name.ok_or_else(|| LoadError::NoFunction { path: $path.to_owned(), function: stringify!($name) })?
+    };
+}
+
+/// What lists of every version have, although at different places: no type is common to them.
+macro_rules! functions {
+    ($list:ident, $path:ident, $added:expr) => {
+        Functions {
+            version: $list.version,
+            set_parameter: function!($list, $path, set_parameter),
+            create_key_pair_if_not_exists: function!($list, $path, create_key_pair_if_not_exists),
+            load_key_pair: function!($list, $path, load_key_pair),
+            get_key_pair_parameter: function!($list, $path, get_key_pair_parameter),
+            create_key_if_not_exists: function!($list, $path, create_key_if_not_exists),
+            load_key: function!($list, $path, load_key),
+            import_key: function!($list, $path, import_key),
+            derive_key: function!($list, $path, derive_key),
+            sign: function!($list, $path, sign),
+            verify: function!($list, $path, verify),
+            encrypt: function!($list, $path, encrypt),
+            decrypt: function!($list, $path, decrypt),
+            added: $added,
+        }
+    };
+}
+
 /// A stored key, or one derived from it, and the mechanism's other parameters.
 #[derive(Clone, Copy)]
 pub(super) struct SymmetricKey<'a> {
@@ -126,51 +155,16 @@ impl Functions {
     }
 
     fn of_2_1(list: &FunctionList2100, path: &Path) -> Result<Functions, LoadError> {
-        let none = |function| move || LoadError::NoFunction { path: path.to_owned(), function };
-        Ok(Functions {
-            version: list.version,
-            set_parameter: list.set_parameter.ok_or_else(none("set_parameter"))?,
-            create_key_pair_if_not_exists: list
-                .create_key_pair_if_not_exists
-                .ok_or_else(none("create_key_pair_if_not_exists"))?,
-            load_key_pair: list.load_key_pair.ok_or_else(none("load_key_pair"))?,
-            get_key_pair_parameter: list.get_key_pair_parameter.ok_or_else(none("get_key_pair_parameter"))?,
-            create_key_if_not_exists: list.create_key_if_not_exists.ok_or_else(none("create_key_if_not_exists"))?,
-            load_key: list.load_key.ok_or_else(none("load_key"))?,
-            import_key: list.import_key.ok_or_else(none("import_key"))?,
-            derive_key: list.derive_key.ok_or_else(none("derive_key"))?,
-            sign: list.sign.ok_or_else(none("sign"))?,
-            verify: list.verify.ok_or_else(none("verify"))?,
-            encrypt: list.encrypt.ok_or_else(none("encrypt"))?,
-            decrypt: list.decrypt.ok_or_else(none("decrypt"))?,
-            added: Some(Added {
-                move_key_pair: list.move_key_pair.ok_or_else(none("move_key_pair"))?,
-                delete_key_pair: list.delete_key_pair.ok_or_else(none("delete_key_pair"))?,
-                delete_key: list.delete_key.ok_or_else(none("delete_key"))?,
-            }),
-        })
+        let added = Added {
+            move_key_pair: function!(list, path, move_key_pair),
+            delete_key_pair: function!(list, path, delete_key_pair),
+            delete_key: function!(list, path, delete_key),
+        };
+        Ok(functions!(list, path, Some(added)))
     }
 
     fn of_2_0(list: &FunctionList2000, path: &Path) -> Result<Functions, LoadError> {
-        let none = |function| move || LoadError::NoFunction { path: path.to_owned(), function };
-        Ok(Functions {
-            version: list.version,
-            set_parameter: list.set_parameter.ok_or_else(none("set_parameter"))?,
-            create_key_pair_if_not_exists: list
-                .create_key_pair_if_not_exists
-                .ok_or_else(none("create_key_pair_if_not_exists"))?,
-            load_key_pair: list.load_key_pair.ok_or_else(none("load_key_pair"))?,
-            get_key_pair_parameter: list.get_key_pair_parameter.ok_or_else(none("get_key_pair_parameter"))?,
-            create_key_if_not_exists: list.create_key_if_not_exists.ok_or_else(none("create_key_if_not_exists"))?,
-            load_key: list.load_key.ok_or_else(none("load_key"))?,
-            import_key: list.import_key.ok_or_else(none("import_key"))?,
-            derive_key: list.derive_key.ok_or_else(none("derive_key"))?,
-            sign: list.sign.ok_or_else(none("sign"))?,
-            verify: list.verify.ok_or_else(none("verify"))?,
-            encrypt: list.encrypt.ok_or_else(none("encrypt"))?,
-            decrypt: list.decrypt.ok_or_else(none("decrypt"))?,
-            added: None,
-        })
+        Ok(functions!(list, path, None))
     }
 
     /// `2.1.0.0`.

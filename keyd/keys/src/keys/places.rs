@@ -36,7 +36,7 @@ impl Keys {
     pub(super) fn check_key_replaceable(&self, location: &Location) -> Result<(), Problem> {
         match location {
             Location::File(file) => self.check_file_replaceable(file, |content| content.symmetric().map(|_| ())),
-            Location::Token(token) if token.is_preloaded() && token.has_key()? => Err(Problem::Preloaded),
+            Location::Token(token) if token.is_preloaded()? && token.has_key()? => Err(Problem::Preloaded),
             Location::Token(_) => Ok(()),
         }
     }
@@ -45,7 +45,7 @@ impl Keys {
     pub(super) fn check_key_pair_replaceable(&self, location: &Location) -> Result<(), Problem> {
         match location {
             Location::File(file) => self.check_file_replaceable(file, Content::removable_as_key_pair),
-            Location::Token(token) if token.is_preloaded() && token.has_objects_of_key_pair()? => {
+            Location::Token(token) if token.is_preloaded()? && token.has_objects_of_key_pair()? => {
                 Err(Problem::Preloaded)
             }
             Location::Token(_) => Ok(()),
@@ -76,7 +76,7 @@ impl Keys {
                 return Err(Problem::Preloaded);
             }
             if self.has_key_pair(source)? {
-                return if source.is_preloaded() { Err(Problem::Preloaded) } else { Ok(source) };
+                return if source.is_preloaded()? { Err(Problem::Preloaded) } else { Ok(source) };
             }
         }
         Err(Failure::NothingToMove.into())
@@ -87,7 +87,7 @@ fn is_there(locations: &[Location], has: impl Fn(&Location) -> Result<bool, Prob
     for location in locations {
         match has(location) {
             Ok(false) => {}
-            Err(Problem::Failure(Failure::Empty { .. })) if !location.is_preloaded() => {}
+            Err(Problem::Failure(Failure::Empty { .. })) if !location.is_preloaded()? => {}
             found => return found,
         }
     }

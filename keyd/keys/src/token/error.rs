@@ -8,9 +8,17 @@ use cryptoki::error::{Error, RvError};
 /// A token that cannot be used, or that failed.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenError {
-    /// The PKCS#11 library is not there, is no PKCS#11 library, or does not start.
+    /// The PKCS#11 library is not there, or is no PKCS#11 library.
     #[error("could not load the PKCS#11 library {}", path.display())]
     Load {
+        /// The library.
+        path: PathBuf,
+        /// Why.
+        source: Pkcs11Error,
+    },
+    /// The PKCS#11 library is there and does not start: the device, driver or daemon behind it may not be ready.
+    #[error("could not start the PKCS#11 library {}", path.display())]
+    Start {
         /// The library.
         path: PathBuf,
         /// Why.
@@ -136,6 +144,21 @@ impl TokenError {
         )
     }
 
+    /// There was no token to talk to: nothing was asked of it, not even the PIN.
+    pub(super) fn is_absent(&self) -> bool {
+        matches!(self, TokenError::NoToken { .. })
+            || matches!(self.value(), Some(RvError::SlotIdInvalid | RvError::TokenNotPresent | RvError::DeviceRemoved))
+    }
+
+    /// It lies with the token and its library, not with what the configuration says of them: another start may succeed.
+    pub(crate) fn may_pass(&self) -> bool {
+        match self {
+            TokenError::Call { source: Pkcs11Error(error), .. } => matches!(error, Error::Pkcs11(..)),
+            TokenError::Load { .. } | TokenError::Version { .. } | TokenError::Function { .. } => false,
+            _ => true,
+        }
+    }
+
     /// Somebody closed the process's last session with the token, or logged out.
     pub(super) fn is_logged_out(&self) -> bool {
         self.value() == Some(RvError::UserNotLoggedIn)
@@ -149,11 +172,6 @@ impl TokenError {
     /// The library was finalized.
     pub(super) fn is_not_initialized(&self) -> bool {
         self.value() == Some(RvError::CryptokiNotInitialized)
-    }
-
-    /// The token has no session left.
-    pub(super) fn is_session_count(&self) -> bool {
-        self.value() == Some(RvError::SessionCount)
     }
 
     /// What the session was doing is not over, or nobody knows.

@@ -3,6 +3,7 @@
 //! Where only the private key has an object, as operators leave it who import a key with its certificate, the public half comes from the
 //! private object or from the certificate.
 
+use aziot_log::{chain, fields};
 use cryptoki::mechanism::Mechanism;
 use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
 use cryptoki::types::Ulong;
@@ -15,7 +16,7 @@ use openssl::pkey_ctx::PkeyCtx;
 use openssl::x509::X509;
 
 use super::error::TokenError;
-use super::object::labelled;
+use super::object::{TEMPLATES, Template, labelled};
 use super::session::TokenSession;
 use crate::error::{Invalid, Problem};
 use crate::key_pair::{KeyPairAlgorithm, KeyPairOperations, P256_OID, PublicHalf, PublicParameter, RsaPadding};
@@ -42,23 +43,29 @@ pub(super) fn generate(
     algorithms: &[NewKeyPair],
 ) -> Result<(), Problem> {
     for algorithm in algorithms {
-        for is_strict in [true, false] {
-            let (mechanism, public, private) = templates(*algorithm, label, is_strict);
+        for which in TEMPLATES {
+            let (mechanism, public, private) = templates(*algorithm, label, which);
             match session.check(session.generate_key_pair(&mechanism, &public, &private)) {
                 Ok(_) => return Ok(()),
                 Err(error) if session.is_transient(&error) => return Err(error.into()),
-                Err(error) => tracing::info!(?algorithm, is_strict, ?error, "the token does not make such a key pair"),
+                Err(error) => {
+                    tracing::info!(
+                        ?algorithm,
+                        template = ?which,
+                        { fields::ERROR } = %chain(&error),
+                        "the token does not make such a key pair"
+                    );
+                }
             }
         }
     }
     Err(Invalid::NoAlgorithmOfToken.into())
 }
 
-/// `is_strict`: what the pair needs, and that the private key never leaves the token. Otherwise what the public service sends.
 fn templates(
     algorithm: NewKeyPair,
     label: Option<&str>,
-    is_strict: bool,
+    which: Template,
 ) -> (Mechanism<'static>, Vec<Attribute>, Vec<Attribute>) {
     let mut public = vec![Attribute::Private(false), Attribute::Token(true), Attribute::Verify(true)];
     let mut private =
@@ -78,11 +85,12 @@ fn templates(
             Mechanism::RsaPkcsKeyPairGen
         }
     };
-    if is_strict {
-        private.push(Attribute::Extractable(false));
-    } else {
-        public.push(Attribute::Encrypt(true));
-        private.push(Attribute::Decrypt(true));
+    match which {
+        Template::Strict => private.push(Attribute::Extractable(false)),
+        Template::Public => {
+            public.push(Attribute::Encrypt(true));
+            private.push(Attribute::Decrypt(true));
+        }
     }
     public.extend(labelled(label));
     private.extend(labelled(label));

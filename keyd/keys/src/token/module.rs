@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
+use aziot_log::fields;
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Function, Pkcs11};
 use cryptoki::error::{Error, RvError};
 use cryptoki::slot::Slot;
@@ -97,7 +98,7 @@ impl Module {
                 return Err(TokenError::Version { path: module.path, version: version.to_string() });
             }
             module.is_softhsm = info.manufacturer_id() == "SoftHSM";
-            tracing::info!(path = %path.display(), library = info.library_description(), %version, "loaded the PKCS#11 library");
+            tracing::info!({ fields::FILE } = %path.display(), library = info.library_description(), %version, "loaded the PKCS#11 library");
         }
         let module = Arc::new(module);
         loaded.push(Arc::clone(&module));
@@ -107,7 +108,7 @@ impl Module {
     fn initialize(&self) -> Result<(), TokenError> {
         match self.context.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)) {
             Ok(()) | Err(Error::Pkcs11(RvError::CryptokiAlreadyInitialized, _)) => Ok(()),
-            Err(error) => Err(TokenError::Load { path: self.path.clone(), source: Pkcs11Error(error) }),
+            Err(error) => Err(TokenError::Start { path: self.path.clone(), source: Pkcs11Error(error) }),
         }
     }
 

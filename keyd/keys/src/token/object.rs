@@ -1,14 +1,27 @@
 //! Objects on a token: found by class and label, relabelled, destroyed. Knows nothing of what a key does.
 
+use aziot_log::fields;
 use cryptoki::error::Error;
 use cryptoki::object::{Attribute, AttributeType, ObjectClass, ObjectHandle};
 
 use super::error::TokenError;
+use super::replacement::is_reserved;
 use super::session::TokenSession;
-use crate::error::Problem;
 
 /// The objects of a key pair, in the order in which they are changed.
 pub(super) const PAIR: [ObjectClass; 2] = [ObjectClass::PUBLIC_KEY, ObjectClass::PRIVATE_KEY];
+
+/// Which attributes a new key gets.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Template {
+    /// What the key needs, and that it never leaves the token.
+    Strict,
+    /// What the public service sends, for tokens that refuse the strict one.
+    Public,
+}
+
+/// In the order in which they are tried.
+pub(super) const TEMPLATES: [Template; 2] = [Template::Strict, Template::Public];
 
 impl TokenSession<'_> {
     /// The first object of a class, with a label if there is one.
@@ -16,8 +29,37 @@ impl TokenSession<'_> {
         &self,
         (class, label): (ObjectClass, Option<&str>),
     ) -> Result<Option<ObjectHandle>, TokenError> {
-        let first = self.iter_objects(&template(class, label)).and_then(|mut found| found.next().transpose());
-        self.check(first)
+        let Some(label) = label else { return self.first_but(class, None) };
+        let found = self.iter_objects(&template(class, Some(label))).and_then(|found| found.take(2).collect());
+        let found: Vec<ObjectHandle> = self.check(found)?;
+        if found.len() > 1 && self.is_first_double(class, label) {
+            tracing::warn!(
+                { fields::TOKEN } = self.token_name(),
+                label,
+                class = %class,
+                "several objects have this label; the one that the token names first is used"
+            );
+        }
+        Ok(found.into_iter().next())
+    }
+
+    /// The first object of a class, whatever its label, as long as that is neither `excluded` nor of a change under way.
+    pub(super) fn first_but(
+        &self,
+        class: ObjectClass,
+        excluded: Option<&str>,
+    ) -> Result<Option<ObjectHandle>, TokenError> {
+        for object in self.check(self.find_objects(&template(class, None)))? {
+            let label = match self.attribute(object, AttributeType::Label)? {
+                Some(Attribute::Label(label)) => label,
+                _ => Vec::new(),
+            };
+            let label = String::from_utf8_lossy(&label);
+            if !is_reserved(&label) && excluded != Some(&*label) {
+                return Ok(Some(object));
+            }
+        }
+        Ok(None)
     }
 
     pub(super) fn all(&self, class: ObjectClass, label: &str) -> Result<Vec<ObjectHandle>, TokenError> {
@@ -26,32 +68,6 @@ impl TokenSession<'_> {
 
     pub(super) fn destroy(&self, objects: &[ObjectHandle]) -> Result<(), TokenError> {
         objects.iter().try_for_each(|object| self.check(self.destroy_object(*object)))
-    }
-
-    pub(super) fn has_pairs(&self, label: &str) -> Result<bool, TokenError> {
-        Ok(!self.pairs(label)?.is_empty())
-    }
-
-    /// Tells whether there were any.
-    pub(super) fn destroy_pairs(&self, label: &str) -> Result<bool, Problem> {
-        let objects = self.pairs(label)?;
-        self.destroy(&objects)?;
-        Ok(!objects.is_empty())
-    }
-
-    pub(super) fn relabel_pairs(&self, from: &str, to: &str) -> Result<(), Problem> {
-        for object in self.pairs(from)? {
-            self.check(self.update_attributes(object, &[Attribute::Label(to.into())]))?;
-        }
-        Ok(())
-    }
-
-    fn pairs(&self, label: &str) -> Result<Vec<ObjectHandle>, TokenError> {
-        let mut objects = Vec::new();
-        for class in PAIR {
-            objects.extend(self.all(class, label)?);
-        }
-        Ok(objects)
     }
 
     /// One attribute, `None` if the object does not have it or does not show it.

@@ -3,11 +3,14 @@
 //! A session belongs to one call at a time. Logging in is tried with a PIN that was not refused before, and never when the token
 //! says that one more wrong PIN locks it. A call into the library cannot be interrupted; waiting for a session ends after [`PATIENCE`].
 
+use std::collections::HashSet;
 use std::ops::Deref;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use aziot_log::{chain, fields};
 use cryptoki::error::{Error, RvError};
+use cryptoki::object::ObjectClass;
 use cryptoki::session::{Session, SessionState, UserType};
 use cryptoki::slot::{Slot, TokenInfo};
 use cryptoki::types::AuthPin;
@@ -24,6 +27,9 @@ const MOST_SESSIONS: usize = 8;
 /// How long a call waits for a session.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// How long a token that opens no further session is not asked for one.
+const CROWDED: Duration = Duration::from_secs(60);
+
 /// A token and the PIN to use it with.
 pub(crate) struct Token {
     module: Arc<Module>,
@@ -33,6 +39,8 @@ pub(crate) struct Token {
     name: String,
     pool: Mutex<Pool>,
     returned: Condvar,
+    /// Class and label of objects of which there were several.
+    doubles: Mutex<HashSet<String>>,
 }
 
 struct Pool {
@@ -40,17 +48,31 @@ struct Pool {
     idle: Vec<Session>,
     /// Idle ones and those in use.
     open: usize,
-    limit: usize,
+    /// How many sessions the token turned out to have, and when.
+    limit: Option<(usize, Instant)>,
     /// Counts how often the token was lost; sessions from before are not kept.
     generation: u64,
     /// The start of the library that the sessions are from.
     start: u64,
 }
 
+impl Pool {
+    fn empty(generation: u64, start: u64) -> Pool {
+        Pool { slot: None, idle: Vec::new(), open: 0, limit: None, generation, start }
+    }
+
+    fn has_room(&self) -> bool {
+        match self.limit {
+            Some((limit, since)) if since.elapsed() < CROWDED => self.open < limit,
+            _ => self.open < MOST_SESSIONS,
+        }
+    }
+}
+
 impl Token {
     /// Opens nothing yet.
     pub(crate) fn new(module: Arc<Module>, uri: &Pkcs11Uri) -> Token {
-        let pool = Pool { slot: None, idle: Vec::new(), open: 0, limit: MOST_SESSIONS, generation: 0, start: 0 };
+        let pool = Pool::empty(0, 0);
         Token {
             module,
             identifier: uri.token.clone(),
@@ -58,6 +80,7 @@ impl Token {
             name: uri.token.to_string(),
             pool: Mutex::new(pool),
             returned: Condvar::new(),
+            doubles: Mutex::default(),
         }
     }
 
@@ -68,6 +91,44 @@ impl Token {
     /// Whether this is the token and the PIN of `uri`.
     pub(crate) fn is_of(&self, uri: &Pkcs11Uri) -> bool {
         self.identifier == uri.token && self.pin == uri.pin
+    }
+
+    /// The slot that the token is in. Asks for it unless a session is known to be open there.
+    pub(super) fn slot(&self) -> Result<Slot, TokenError> {
+        let find = |start: u64| {
+            let pool = self.pool();
+            match pool.slot {
+                Some(slot) if pool.start == start => Ok(slot),
+                _ => {
+                    drop(pool);
+                    self.module.slot(&self.identifier)
+                }
+            }
+        };
+        let start = self.module.running();
+        let (found, seen) = (find(*start), *start);
+        drop(start);
+        match found {
+            Err(error) if error.is_not_initialized() => {
+                self.module.restart(seen)?;
+                find(*self.module.running())
+            }
+            found => found,
+        }
+    }
+
+    /// Whether both names mean one token.
+    pub(super) fn is_same(&self, other: &Token) -> Result<bool, TokenError> {
+        if std::ptr::eq(self, other) {
+            return Ok(true);
+        }
+        let is_absent = |error: &TokenError| matches!(error, TokenError::NoToken { .. });
+        match other.slot() {
+            Ok(slot) => Ok(self.slot()? == slot),
+            // One that is in no slot is not this one, which is about to be used.
+            Err(error) if is_absent(&error) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Opens a session, so that a missing token shows at the start. A refused PIN is logged, and is an error for whoever uses the token.
@@ -121,7 +182,11 @@ impl Token {
     fn repeat<T>(&self, attempt: impl Fn() -> Result<T, Problem>) -> Result<T, Problem> {
         match attempt() {
             Err(problem) if token_error(&problem).is_some_and(|error| self.may_succeed_later(error)) => {
-                tracing::info!(token = self.name, ?problem, "the token or an object on it was gone; trying once more");
+                tracing::info!(
+                    { fields::TOKEN } = self.name,
+                    { fields::ERROR } = %chain(&problem),
+                    "the token or an object on it was gone; trying once more"
+                );
                 attempt()
             }
             outcome => outcome,
@@ -149,7 +214,7 @@ impl Token {
         if outcome.as_ref().err().and_then(token_error).is_some_and(TokenError::is_not_initialized)
             && let Err(error) = self.module.restart(seen)
         {
-            tracing::error!(token = self.name, ?error, "could not start the PKCS#11 library again");
+            tracing::error!({ fields::TOKEN } = self.name, { fields::ERROR } = %chain(&error), "could not start the PKCS#11 library again");
         }
         outcome
     }
@@ -170,14 +235,16 @@ impl Token {
         if pool.start != start {
             // None of them is in use, and none is closed: their handles may be those of new sessions.
             let generation = pool.generation + 1;
-            *pool = Pool { slot: None, idle: Vec::new(), open: 0, limit: MOST_SESSIONS, generation, start };
+            *pool = Pool::empty(generation, start);
         }
         loop {
             let generation = pool.generation;
-            if let (Some(session), Some(slot)) = (pool.idle.pop(), pool.slot) {
+            if let Some(slot) = pool.slot
+                && let Some(session) = pool.idle.pop()
+            {
                 return Ok(self.session(session, slot, generation));
             }
-            if pool.open < pool.limit {
+            if pool.has_room() {
                 pool.open += 1;
                 let known = pool.slot;
                 // Not under the lock: a token can take its time.
@@ -193,21 +260,26 @@ impl Token {
                     }
                     Err(error) => {
                         pool.open -= 1;
-                        self.returned.notify_one();
-                        if error.is_session_count() && pool.open > 0 {
-                            pool.limit = pool.open;
+                        // Where others are open there are no more, whatever this token calls that.
+                        if pool.open > 0 && !error.is_absent() {
+                            if pool.generation == generation {
+                                pool.limit = Some((pool.open, Instant::now()));
+                            }
                             continue;
                         }
-                        if pool.generation == generation {
+                        if pool.open == 0 && pool.generation == generation {
                             pool.slot = None;
+                            pool.limit = None;
                         }
+                        drop(pool);
+                        self.returned.notify_one();
                         return Err(error);
                     }
                 }
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                let (token, sessions) = (self.name.clone(), pool.limit);
+                let (token, sessions) = (self.name.clone(), pool.open);
                 return Err(TokenError::Busy { token, sessions, seconds: PATIENCE.as_secs() });
             }
             pool = self.returned.wait_timeout(pool, left).unwrap_or_else(PoisonError::into_inner).0;
@@ -236,7 +308,7 @@ impl Token {
         let stale = std::mem::take(&mut pool.idle);
         pool.open -= stale.len();
         pool.slot = None;
-        pool.limit = MOST_SESSIONS;
+        pool.limit = None;
         pool.generation += 1;
         drop(pool);
         stale.into_iter().for_each(close);
@@ -256,7 +328,7 @@ impl Token {
 /// A session of a token that is gone cannot be closed, and need not be.
 fn close(session: Session) {
     if let Err(error) = session.close() {
-        tracing::debug!(error = %Pkcs11Error(error), "could not close a session");
+        tracing::debug!({ fields::ERROR } = %Pkcs11Error(error), "could not close a session");
     }
 }
 
@@ -294,6 +366,12 @@ impl TokenSession<'_> {
     /// Whether the token or its sessions are gone for the moment, which says nothing about what was asked for.
     pub(super) fn is_transient(&self, error: &TokenError) -> bool {
         self.token.is_transient(error)
+    }
+
+    /// Whether several objects of this class and label are found for the first time.
+    pub(super) fn is_first_double(&self, class: ObjectClass, label: &str) -> bool {
+        let mut doubles = self.token.doubles.lock().unwrap_or_else(PoisonError::into_inner);
+        doubles.insert(format!("{class} {label}"))
     }
 
     pub(super) fn token_name(&self) -> String {
@@ -343,10 +421,10 @@ impl TokenSession<'_> {
             Err(error) => return Err(self.token.failed(error)),
         };
         // Some tokens have their own word for a wrong PIN, but they count it.
-        if refuses_pin(value) || self.token_info().is_ok_and(|info| has_counted_a_wrong_pin(&info)) {
+        if refuses_pin(value) || self.token_info().is_ok_and(|after| has_counted_a_wrong_pin(&info, &after)) {
             module.remember_refused(info.serial_number(), pin);
             let error = self.pin_refused();
-            tracing::error!(token = self.token.name, value = ?value, "{error}");
+            tracing::error!({ fields::TOKEN } = self.token.name, value = ?value, "{error}");
             return Err(error);
         }
         self.check(outcome)
@@ -366,8 +444,11 @@ impl TokenSession<'_> {
     }
 }
 
-fn has_counted_a_wrong_pin(info: &TokenInfo) -> bool {
-    info.user_pin_count_low() || info.user_pin_final_try() || info.user_pin_locked()
+/// What the token says of the PIN can be of wrong ones from before.
+fn has_counted_a_wrong_pin(before: &TokenInfo, after: &TokenInfo) -> bool {
+    (after.user_pin_count_low() && !before.user_pin_count_low())
+        || (after.user_pin_final_try() && !before.user_pin_final_try())
+        || (after.user_pin_locked() && !before.user_pin_locked())
 }
 
 impl Drop for TokenSession<'_> {

@@ -9,7 +9,7 @@ use cryptoki::types::Ulong;
 use zeroize::Zeroizing;
 
 use super::error::TokenError;
-use super::object::labelled;
+use super::object::{TEMPLATES, Template, labelled};
 use super::session::TokenSession;
 use crate::error::{Invalid, Problem};
 use crate::symmetric::{KEY_LENGTH, KeyUsage, SymmetricOperations, TAG_LAST, TAG_LENGTH, check_iv, split_version};
@@ -55,17 +55,6 @@ impl Kind {
         }
     }
 }
-
-/// Which attributes a new key gets.
-#[derive(Clone, Copy)]
-enum Template {
-    /// What the key needs, and that it never leaves the token.
-    Strict,
-    /// What the public service sends, for tokens that refuse the strict one.
-    Public,
-}
-
-const TEMPLATES: [Template; 2] = [Template::Strict, Template::Public];
 
 fn template(kind: Kind, template: Template, label: Option<&str>) -> Vec<Attribute> {
     let mut attributes = vec![

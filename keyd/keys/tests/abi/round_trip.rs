@@ -1,10 +1,11 @@
 //! The library of this build, loaded as a vendor's: what the built-in one does must come out of the ABI again.
 
 use std::fs;
+use std::mem::discriminant;
 use std::time::Duration;
 
 use aziot_keys::{
-    Class, Error, Foreign, KeyLibrary, KeyPairAlgorithm, KeyUsage, Keys, PublicParameter, RsaPadding, Secret, Settings,
+    Error, Foreign, KeyLibrary, KeyPairAlgorithm, KeyUsage, Keys, PublicParameter, RsaPadding, Secret, Settings,
     SymmetricUse,
 };
 use tempfile::TempDir;
@@ -80,7 +81,7 @@ fn both_refuse_the_same() {
     ];
     for (number, call) in calls.into_iter().enumerate() {
         let (ours, theirs) = (call(&keys, &long).unwrap_err(), call(&foreign, &long).unwrap_err());
-        assert_eq!(ours.class(), theirs.class(), "{number}: {ours:?} {theirs:?}");
-        assert_ne!(ours.class(), Class::Preloaded);
+        assert_eq!(discriminant(&ours), discriminant(&theirs), "{number}: {ours:?} {theirs:?}");
+        assert!(!matches!(ours, Error::Preloaded { .. }));
     }
 }
