@@ -52,7 +52,7 @@ pub async fn run(sources: Sources, activation: Activation, shutdown: Shutdown) -
 }
 
 /// Has the library clear away what a crash left, beside the service, whose start is not to depend on the number of keys. Twice: what a
-/// crash left a moment ago cannot be told at first from what somebody else is writing.
+/// crash left a moment ago in an operator's folder cannot be told at first from what somebody else is writing there.
 async fn tidy(library: Arc<dyn KeyLibrary>) -> Infallible {
     for pause in [Duration::ZERO, LEFTOVER_AGE] {
         tokio::time::sleep(pause).await;

@@ -26,6 +26,8 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
 
 const LIFETIME: Duration = Duration::from_secs(300);
+/// How long after its start a service may take to clear away what the cut left.
+const TIDYING: Duration = Duration::from_secs(10);
 
 /// What must not change, whatever is killed.
 #[derive(Debug, PartialEq)]
@@ -230,20 +232,31 @@ fn kill_under_load(
     Ok(())
 }
 
-/// No unfinished write of any program is left anywhere.
+/// No unfinished write of any program is left anywhere, once all have tidied up, which the key service does beside its work.
 fn no_leftovers(folder: &Path) -> Result<()> {
+    let _ = eventually("the end of the tidying", TIDYING, || Ok(no_leftover(folder).ok()));
+    no_leftover(folder)
+}
+
+fn no_leftover(folder: &Path) -> Result<()> {
     for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
         let path = entry?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         ensure!(!name.starts_with(".aziot-"), "{} was left behind", path.display());
         if path.is_dir() && !path.is_symlink() {
-            no_leftovers(&path)?;
+            no_leftover(&path)?;
         }
     }
     Ok(())
 }
 
+/// How many files there are, once nothing else is.
 fn no_temporaries(folder: &Path, extension: &str) -> Result<usize> {
+    let _ = eventually("the end of the tidying", TIDYING, || Ok(whole_files(folder, extension).ok()));
+    whole_files(folder, extension)
+}
+
+fn whole_files(folder: &Path, extension: &str) -> Result<usize> {
     let mut count = 0;
     for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
         let path = entry?.path();
@@ -413,6 +426,7 @@ fn an_import_that_was_cut_off_leaves_the_old_key_or_the_new_one() -> Result<()> 
         let signature = module::sign(device, &loaded.text("/keyHandle")?, b"m")?;
         let expected =
             |number| Ok::<_, anyhow::Error>(STANDARD.encode(hex::decode(&openssl::hmac_sha256(&bytes(number), "m")?)?));
+        let _ = no_temporaries(&home, "key")?;
         for entry in fs::read_dir(&home)? {
             let path = entry?.path();
             let content = fs::read(&path)?;
@@ -421,7 +435,7 @@ fn an_import_that_was_cut_off_leaves_the_old_key_or_the_new_one() -> Result<()> 
                 ensure!(content.iter().all(|byte| *byte == content[0]), "a mixture of two keys");
             }
         }
-        no_temporaries(&home, "key").map(|_| ())
+        Ok(())
     };
     kill_under_load(&mut world, Daemon::Keys, 8, work, check)
 }

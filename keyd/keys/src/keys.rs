@@ -54,10 +54,10 @@ impl Keys {
         Ok(Keys { locations, store, turns: Turns::default() })
     }
 
-    /// Removes what a crash left of unfinished key files, more than [`LEFTOVER_AGE`](crate::LEFTOVER_AGE) ago; others may use keys
-    /// meanwhile.
+    /// Removes what a crash left of unfinished key files; others may use keys meanwhile. Call it where no other process writes to the
+    /// home. In the folders of preloaded keys only what is older than [`LEFTOVER_AGE`](crate::LEFTOVER_AGE) goes.
     pub fn tidy(&self) -> Result<(), aziot_files::Error> {
-        store::tidy(&self.folders())
+        store::tidy(&self.folders(), self.locations.folder())
     }
 
     /// Every folder that key files may be written to.

@@ -6,8 +6,8 @@ use crate::{Error, KeyPairAlgorithm, KeyUsage, Keys, PublicParameter, RsaPadding
 
 /// The keys of one device. Errors are as for [`Keys`]; a vendor's library tells less about them.
 pub trait KeyLibrary: Send + Sync {
-    /// Clears away what a crash left, if that is this library's business and happened more than [`LEFTOVER_AGE`](crate::LEFTOVER_AGE)
-    /// ago. Called while keys are in use already.
+    /// Clears away what a crash left, if that is this library's business; in folders that it shares with others, what was left more than
+    /// [`LEFTOVER_AGE`](crate::LEFTOVER_AGE) ago. Called while keys are in use already.
     fn tidy(&self) -> Result<(), aziot_files::Error>;
     /// Whether looking at the key `id`, and using it if it is symmetric, neither touches a disk nor waits for anybody.
     fn is_ready(&self, id: &str) -> bool;

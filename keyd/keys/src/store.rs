@@ -145,11 +145,13 @@ impl Store {
 
 /// Removes what a crash left of unfinished writes in `folders`. Lists them, which takes its time with thousands of keys.
 ///
-/// Only what is old: another process may be writing to the same folder. Goes on after an error and returns the first.
-pub(crate) fn tidy(folders: &BTreeSet<PathBuf>) -> Result<(), aziot_files::Error> {
+/// `alone` is the folder to which nobody else writes. In the others only what is old goes: it may be another process that is writing.
+/// Goes on after an error and returns the first.
+pub(crate) fn tidy(folders: &BTreeSet<PathBuf>, alone: Option<&Path>) -> Result<(), aziot_files::Error> {
     let mut outcome = Ok(());
     for folder in folders {
-        match aziot_files::remove_old_leftovers(folder, LEFTOVER_AGE) {
+        let age = if alone == Some(folder.as_path()) { Duration::ZERO } else { LEFTOVER_AGE };
+        match aziot_files::remove_old_leftovers(folder, age) {
             Ok(0) => {}
             Ok(removed) => {
                 tracing::info!({ fields::FILE } = %folder.display(), removed, "removed what a crash left of unfinished key files");

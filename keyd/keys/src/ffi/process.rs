@@ -63,7 +63,7 @@ impl State {
         let keys = Keys::new(settings)?;
         let folders: BTreeSet<PathBuf> = keys.folders().difference(&self.tidied).cloned().collect();
         // What cannot be cleared away does not keep keys from being used.
-        let _ = store::tidy(&folders);
+        let _ = store::tidy(&folders, None);
         self.tidied.extend(folders);
         Ok(Arc::new(keys))
     }
