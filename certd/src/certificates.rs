@@ -3,20 +3,24 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use aziot_certd_api::certificate::CreateCertificate;
+use aziot_certd_api::{certificate::CreateCertificate, config::Method};
 use aziot_http::Client;
 use aziot_log::{chain, fields};
 use aziot_pki::{
     certificate::Chain,
+    key::KnownKeys,
+    renewal::{Engine, Status},
     request::{Request, RequestError},
 };
+use aziot_turns::Turns;
 
 use crate::{
+    est::enrolment::{Enrolments, Patience},
     issuance::{self, Issuing},
+    policy,
     settings::Settings,
     store,
 };
-use aziot_turns::Turns;
 
 /// Why a call on certificates fails.
 #[derive(Debug, thiserror::Error)]
@@ -56,24 +60,51 @@ pub(crate) enum ParameterError {
     /// The certificate request is not taken.
     #[error(transparent)]
     Request(RequestError),
+    /// The certificate request asks for more than it may.
+    #[error(transparent)]
+    Policy(policy::Refused),
 }
 
 /// All certificates of the device, as far as this service keeps them.
-#[derive(Debug)]
 pub(crate) struct Certificates {
     settings: ArcSwap<Settings>,
-    keyd: Client,
-    turns: Turns,
+    /// The keys of those who issue here.
+    keys: KnownKeys,
+    turns: Arc<Turns>,
+    enrolments: Enrolments,
 }
 
 impl Certificates {
-    pub(crate) fn new(settings: Settings, keyd: Client) -> Self {
-        Self { settings: ArcSwap::from_pointee(settings), keyd, turns: Turns::default() }
+    /// Nothing is renewed before [`look_after`](Self::look_after) is called, and the engine runs.
+    pub(crate) fn new(settings: Settings, keyd: Client, engine: Engine, patience: Patience) -> Self {
+        let turns = Arc::new(Turns::default());
+        let enrolments = Enrolments::new(engine, Arc::clone(&turns), patience);
+        Self { settings: ArcSwap::from_pointee(settings), keys: KnownKeys::new(keyd), turns, enrolments }
     }
 
-    /// New settings for the calls that begin from now on.
-    pub(crate) fn replace_settings(&self, settings: Settings) {
+    /// New settings for the calls that begin from now on, and new schedules for the identities that they have.
+    pub(crate) async fn replace_settings(&self, settings: Settings) {
+        let credentials = settings.est.credentials().await;
         self.settings.store(Arc::new(settings));
+        self.enrolments.engine().replace(credentials);
+    }
+
+    /// Keeps those EST identities renewed that are there.
+    pub(crate) async fn look_after(&self) {
+        let credentials = self.settings.load_full().est.credentials().await;
+        self.enrolments.engine().replace(credentials);
+    }
+
+    /// What is renewed next.
+    pub(crate) fn renewals(&self) -> Vec<Status> {
+        let mut renewals = self.enrolments.engine().status();
+        renewals.sort_by_key(|status| status.next_attempt);
+        renewals
+    }
+
+    /// Enrolments that outlast the calls that began them.
+    pub(crate) fn enrolments(&self) -> &Enrolments {
+        &self.enrolments
     }
 
     /// The text that is stored under `id`. Waits for nothing but local files.
@@ -100,6 +131,7 @@ impl Certificates {
                 "what is imported holds no PEM certificate"
             );
         }
+        self.enrolments.overtake(&id);
         self.write(&settings, id, pem).await
     }
 
@@ -107,6 +139,7 @@ impl Certificates {
     pub(crate) async fn delete(&self, uid: u32, id: String) -> Result<(), Error> {
         let settings = self.settings.load_full();
         authorize(&settings, uid, &id)?;
+        self.enrolments.overtake(&id);
         let turn = self.turns.take(&id).await;
         let removed = settings.store.run({
             let id = id.clone();
@@ -137,7 +170,11 @@ impl Certificates {
         authorize(&settings, uid, &id)?;
         let request = Request::from_pem(&csr)
             .map_err(|error| Error::Parameter { name: "csr", source: ParameterError::Request(error) })?;
-        let issuing = Issuing { id: &id, request: &request, settings: &settings, keyd: &self.keyd };
+        if let Some(policy) = settings.policy(&id) {
+            let refused = |refused| Error::Parameter { name: "csr", source: ParameterError::Policy(refused) };
+            policy::check(policy, &request).map_err(refused)?;
+        }
+        let issuing = Issuing { id: &id, request: &request, settings: &settings, keys: &self.keys };
         let pem = match issuer {
             Some(issuer) => {
                 let chain = named_issuer(&settings, issuer.cert_id).await?;
@@ -147,7 +184,16 @@ impl Certificates {
                 }
                 issuing.by_named_issuer(&chain, issuer.private_key_handle).await
             }
-            None => issuing.as_configured().await,
+            None => match settings.method(&id) {
+                None => Err(issuance::Error::NotConfigured),
+                Some(Method::SelfSigned) => issuing.self_signed().await,
+                Some(Method::LocalCa) => issuing.by_local_ca().await,
+                Some(Method::Est) => {
+                    let outcome = self.enrolments.enroll(settings, &id, request).await;
+                    return outcome
+                        .map_err(|source| Error::Issue { id, source: Box::new(issuance::Error::Est(source)) });
+                }
+            },
         };
         let pem = pem.map_err(|source| Error::Issue { id: id.clone(), source: Box::new(source) })?;
         // The request's own line has only the path, and here the id is in the body.

@@ -6,6 +6,7 @@
 pub mod calls;
 pub mod curl;
 pub mod device;
+pub mod est;
 pub mod hex;
 pub mod module;
 pub mod openssl;
@@ -15,5 +16,6 @@ pub mod world;
 
 pub use curl::Reply;
 pub use device::{Daemon, Device, Programs};
+pub use est::EstServer;
 pub use process::eventually;
 pub use world::World;

@@ -2,6 +2,7 @@
 
 mod est;
 mod issuance;
+mod policy;
 mod preloaded;
 
 use std::{collections::BTreeMap, path::PathBuf};
@@ -9,8 +10,9 @@ use std::{collections::BTreeMap, path::PathBuf};
 use aziot_http::{Endpoint, Glob, server::MaxRequests};
 use serde::{Deserialize, Serialize};
 
-pub use est::{Basic, Est, EstAuth, KeyPair, Password};
+pub use est::{Basic, Est, EstAuth, Ineffective, KeyPair, Password};
 pub use issuance::{Issuance, LocalCa, Method, Options};
+pub use policy::{ExtendedKeyUsage, Policy, UsageError};
 pub use preloaded::Preloaded;
 
 /// All settings.
