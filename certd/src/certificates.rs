@@ -7,7 +7,7 @@ use aziot_certd_api::{certificate::CreateCertificate, config::Method};
 use aziot_http::Client;
 use aziot_log::{chain, fields};
 use aziot_pki::{
-    certificate::Chain,
+    certificate::{Chain, KnownChains},
     key::KnownKeys,
     renewal::{Engine, Status},
     request::{Request, RequestError},
@@ -70,6 +70,7 @@ pub(crate) struct Certificates {
     settings: ArcSwap<Settings>,
     /// The keys of those who issue here.
     keys: KnownKeys,
+    chains: KnownChains,
     turns: Arc<Turns>,
     enrolments: Enrolments,
 }
@@ -79,7 +80,13 @@ impl Certificates {
     pub(crate) fn new(settings: Settings, keyd: Client, engine: Engine, patience: Patience) -> Self {
         let turns = Arc::new(Turns::default());
         let enrolments = Enrolments::new(engine, Arc::clone(&turns), patience);
-        Self { settings: ArcSwap::from_pointee(settings), keys: KnownKeys::new(keyd), turns, enrolments }
+        Self {
+            settings: ArcSwap::from_pointee(settings),
+            keys: KnownKeys::new(keyd),
+            chains: KnownChains::default(),
+            turns,
+            enrolments,
+        }
     }
 
     /// New settings for the calls that begin from now on, and new schedules for the identities that they have.
@@ -174,10 +181,11 @@ impl Certificates {
             let refused = |refused| Error::Parameter { name: "csr", source: ParameterError::Policy(refused) };
             policy::check(policy, &request).map_err(refused)?;
         }
-        let issuing = Issuing { id: &id, request: &request, settings: &settings, keys: &self.keys };
+        let (keys, chains) = (&self.keys, &self.chains);
+        let issuing = Issuing { id: &id, request: &request, settings: &settings, keys, chains };
         let pem = match issuer {
             Some(issuer) => {
-                let chain = named_issuer(&settings, issuer.cert_id).await?;
+                let chain = named_issuer(&settings, chains, issuer.cert_id).await?;
                 if issuer.private_key_handle.contains('\0') {
                     let (name, source) = ("issuer.privateKeyHandle", ParameterError::Handle);
                     return Err(Error::Parameter { name, source });
@@ -227,10 +235,10 @@ async fn read(settings: &Settings, id: String) -> Result<Option<String>, Error> 
     text.await.map_err(|source| Error::Read { id, source })
 }
 
-async fn named_issuer(settings: &Settings, id: String) -> Result<Chain, Error> {
+async fn named_issuer(settings: &Settings, chains: &KnownChains, id: String) -> Result<Chain, Error> {
     let invalid = |source| Error::Parameter { name: "issuer.certId", source };
     let text = read(settings, id.clone()).await?.ok_or_else(|| invalid(ParameterError::NotFound))?;
-    match Chain::from_pem(&text) {
+    match chains.parse(&text) {
         Ok(chain) if !chain.is_empty() => Ok(chain),
         Ok(_) => Err(invalid(ParameterError::Issuer)),
         Err(error) => {

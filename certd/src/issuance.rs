@@ -14,7 +14,7 @@ use aziot_keyd_api::key_pair::LoadKeyPair;
 use aziot_log::{chain, fields};
 use aziot_pki::{
     Name,
-    certificate::{self, Chain, ChainError, IssueError, Issuer, Terms},
+    certificate::{self, Chain, ChainError, IssueError, Issuer, KnownChains, Terms},
     key::{self, KeyError, KnownKeys, RemoteKey, UnknownKey},
     name::{self, NameError},
     request::Request,
@@ -86,6 +86,7 @@ pub(crate) struct Issuing<'a> {
     pub(crate) request: &'a Request,
     pub(crate) settings: &'a Settings,
     pub(crate) keys: &'a KnownKeys,
+    pub(crate) chains: &'a KnownChains,
 }
 
 impl Issuing<'_> {
@@ -138,7 +139,7 @@ impl Issuing<'_> {
         });
         let text = text.await.map_err(|source| Error::LocalCaStore { id: id.clone(), source })?;
         let text = text.ok_or_else(|| Error::LocalCaMissing { id: id.clone() })?;
-        Chain::from_pem(&text).map_err(|source| Error::LocalCa { id: id.clone(), source })
+        self.chains.parse(&text).map_err(|source| Error::LocalCa { id: id.clone(), source })
     }
 
     async fn key_pair(&self, id: &str) -> Result<RemoteKey, Error> {

@@ -4,6 +4,7 @@
 //! deployed programs make their certificate authorities that way. Nothing is stored.
 
 mod chain;
+mod known;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -34,6 +35,7 @@ use crate::{
 
 use chain::unix_seconds;
 pub use chain::{Chain, ChainError, Validity};
+pub use known::KnownChains;
 
 /// How far a certificate is back-dated, so that peers whose clocks are behind accept it at once.
 const BACK_DATING: Duration = Duration::from_secs(5 * 60);
