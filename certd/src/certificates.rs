@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use aziot_certd_api::{certificate::CreateCertificate, config::Method};
-use aziot_http::Client;
 use aziot_log::{chain, fields};
 use aziot_pki::{
     certificate::{Chain, KnownChains},
@@ -15,7 +14,11 @@ use aziot_pki::{
 use aziot_turns::Turns;
 
 use crate::{
-    est::enrolment::{Enrolments, Patience},
+    est::{
+        Surroundings,
+        enrolment::{Enrolments, Patience},
+        pair,
+    },
     issuance::{self, Issuing},
     policy,
     settings::Settings,
@@ -67,22 +70,22 @@ pub(crate) enum ParameterError {
 
 /// All certificates of the device, as far as this service keeps them.
 pub(crate) struct Certificates {
-    settings: ArcSwap<Settings>,
+    settings: Arc<ArcSwap<Settings>>,
     /// The keys of those who issue here.
     keys: KnownKeys,
     chains: KnownChains,
-    turns: Arc<Turns>,
+    pub(crate) turns: Arc<Turns>,
     enrolments: Enrolments,
 }
 
 impl Certificates {
     /// Nothing is renewed before [`look_after`](Self::look_after) is called, and the engine runs.
-    pub(crate) fn new(settings: Settings, keyd: Client, engine: Engine, patience: Patience) -> Self {
-        let turns = Arc::new(Turns::default());
-        let enrolments = Enrolments::new(engine, Arc::clone(&turns), patience);
+    pub(crate) fn new(settings: Settings, surroundings: &Surroundings, engine: Engine, patience: Patience) -> Self {
+        let (settings, turns) = (Arc::new(ArcSwap::from_pointee(settings)), Arc::clone(&surroundings.turns));
+        let enrolments = Enrolments::new(engine, Arc::clone(&settings), Arc::clone(&turns), patience);
         Self {
-            settings: ArcSwap::from_pointee(settings),
-            keys: KnownKeys::new(keyd),
+            settings,
+            keys: KnownKeys::new(surroundings.keyd.clone()),
             chains: KnownChains::default(),
             turns,
             enrolments,
@@ -91,15 +94,14 @@ impl Certificates {
 
     /// New settings for the calls that begin from now on, and new schedules for the identities that they have.
     pub(crate) async fn replace_settings(&self, settings: Settings) {
-        let credentials = settings.est.credentials().await;
-        self.settings.store(Arc::new(settings));
-        self.enrolments.engine().replace(credentials);
+        let settings = Arc::new(settings);
+        let switch = || self.settings.store(Arc::clone(&settings));
+        settings.est.look_after(self.enrolments.engine(), switch).await;
     }
 
-    /// Keeps those EST identities renewed that are there.
+    /// Keeps those EST identities renewed that are there. Once, at the start.
     pub(crate) async fn look_after(&self) {
-        let credentials = self.settings.load_full().est.credentials().await;
-        self.enrolments.engine().replace(credentials);
+        self.settings.load_full().est.look_after(self.enrolments.engine(), || {}).await;
     }
 
     /// What is renewed next.
@@ -138,7 +140,6 @@ impl Certificates {
                 "what is imported holds no PEM certificate"
             );
         }
-        self.enrolments.overtake(&id);
         self.write(&settings, id, pem).await
     }
 
@@ -146,17 +147,19 @@ impl Certificates {
     pub(crate) async fn delete(&self, uid: u32, id: String) -> Result<(), Error> {
         let settings = self.settings.load_full();
         authorize(&settings, uid, &id)?;
-        self.enrolments.overtake(&id);
         let turn = self.turns.take(&id).await;
+        self.enrolments.overtake(&id);
         let removed = settings.store.run({
             let id = id.clone();
             move |store| {
                 let _turn = turn;
+                pair::forget_note(store, &id)?;
                 store.remove(&id)
             }
         });
         match removed.await {
             Ok(removed) => {
+                self.enrolments.engine().look_again(&id);
                 if removed && settings.store.is_preloaded(&id) {
                     tracing::warn!(
                         { fields::CERTIFICATE_ID } = id,
@@ -209,17 +212,21 @@ impl Certificates {
         self.write(&settings, id, pem).await
     }
 
-    /// Returns what was stored.
+    /// Returns what was stored. Enrolments of the same certificate that are under way are overtaken.
     async fn write(&self, settings: &Settings, id: String, pem: String) -> Result<String, Error> {
         let turn = self.turns.take(&id).await;
+        self.enrolments.overtake(&id);
         let written = settings.store.run({
             let id = id.clone();
             move |store| {
                 let _turn = turn;
+                pair::forget_note(store, &id)?;
                 store.write(&id, &pem).map(|()| pem)
             }
         });
-        written.await.map_err(|source| Error::Write { id, source })
+        let written = written.await;
+        self.enrolments.engine().look_again(&id);
+        written.map_err(|source| Error::Write { id, source })
     }
 }
 

@@ -8,21 +8,30 @@ pub(crate) mod client;
 pub(crate) mod enrolment;
 pub(crate) mod identity;
 mod keys;
-mod pair;
+mod memory;
+pub(crate) mod pair;
 pub(crate) mod servers;
 pub(crate) mod settings;
 mod url;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, OnceLock},
+};
 
 use aziot_certd_api::config::{Issuance, KeyPair};
 use aziot_http::Client;
 use aziot_log::{chain, fields};
-use aziot_pki::{renewal::Credential, tls::Proxy};
+use aziot_pki::{
+    renewal::{Credential, Engine, Generation},
+    tls::Proxy,
+};
+use aziot_turns::Turns;
 
 use crate::store::Store;
 use identity::Identity;
 use keys::Keys;
+use memory::Memories;
 use pair::Pair;
 use servers::{Limits, Servers, TrustError};
 use settings::{EstSettings, Missing, Target};
@@ -33,6 +42,15 @@ pub(crate) struct Surroundings {
     pub(crate) keyd: Client,
     pub(crate) proxy: Option<Arc<Proxy>>,
     pub(crate) limits: Limits,
+    /// Of those who store certificates.
+    pub(crate) turns: Arc<Turns>,
+    pub(crate) memories: Arc<Memories>,
+}
+
+impl Surroundings {
+    pub(crate) fn new(keyd: Client, proxy: Option<Arc<Proxy>>, limits: Limits) -> Self {
+        Self { keyd, proxy, limits, turns: Arc::default(), memories: Arc::default() }
+    }
 }
 
 /// EST in one state of the configuration.
@@ -41,6 +59,7 @@ pub(crate) struct Plan {
     pub(crate) servers: Arc<Servers>,
     /// By certificate and key.
     identities: BTreeMap<(String, String), Arc<Identity>>,
+    generation: OnceLock<Generation>,
 }
 
 impl Plan {
@@ -50,11 +69,14 @@ impl Plan {
         let servers = Arc::new(Servers::new(&settings, Arc::clone(store), proxy, limits));
         let identity = |settings: &settings::IdentitySettings| {
             let key = (settings.pair.cert.clone(), settings.pair.pk.clone());
-            let pair = Pair::new(settings.pair.clone(), Arc::clone(store), Keys::new(surroundings.keyd.clone()));
+            let files = (Arc::clone(store), Arc::clone(&surroundings.turns));
+            let keys = Keys::new(surroundings.keyd.clone());
+            let memory = surroundings.memories.of(&settings.pair);
+            let pair = Pair::new(settings.pair.clone(), files, keys, memory, settings.key_conflict.is_none());
             (key, Arc::new(Identity::new(settings.clone(), pair, Arc::clone(&servers))))
         };
         let identities = settings.identities.iter().map(identity).collect();
-        Self { settings, servers, identities }
+        Self { settings, servers, identities, generation: OnceLock::new() }
     }
 
     /// Reads the certificates that servers are trusted by, if EST is configured at all.
@@ -70,8 +92,28 @@ impl Plan {
         self.identities.get(&(pair.cert.clone(), pair.pk.clone()))
     }
 
+    /// For those who add an identity of this plan to the engine.
+    pub(crate) fn generation(&self) -> Generation {
+        self.generation.get().copied().unwrap_or_default()
+    }
+
+    /// Has the engine renew the identities that are there, and no others; `switch` puts the plan in force. Once for each plan.
+    pub(crate) async fn look_after(&self, engine: &Engine, switch: impl FnOnce()) {
+        let first = self.credentials().await;
+        let name = |identity: &dyn Credential| (identity.certificate_id().to_owned(), identity.key_id().to_owned());
+        let found: Vec<_> = first.iter().map(|identity| name(&**identity)).collect();
+        let generation = *self.generation.get_or_init(|| engine.replace(first));
+        switch();
+        // One that was obtained under the old settings after this had looked for it is not among them.
+        for identity in self.credentials().await {
+            if !found.contains(&name(&*identity)) {
+                engine.add(identity, generation);
+            }
+        }
+    }
+
     /// The identities that are there, for renewal. Those that are not are obtained when something needs them.
-    pub(crate) async fn credentials(&self) -> Vec<Arc<dyn Credential>> {
+    async fn credentials(&self) -> Vec<Arc<dyn Credential>> {
         let mut found: Vec<Arc<dyn Credential>> = Vec::new();
         for identity in self.identities.values() {
             match identity.is_begun().await {

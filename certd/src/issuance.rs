@@ -10,12 +10,12 @@ use std::{
 
 use aziot_certd_api::config::{LocalCa, Options};
 use aziot_http::ClientError;
-use aziot_keyd_api::key_pair::LoadKeyPair;
+use aziot_keyd_api::{key::KeyHandle, key_pair::LoadKeyPair};
 use aziot_log::{chain, fields};
 use aziot_pki::{
     Name,
     certificate::{self, Chain, ChainError, IssueError, Issuer, KnownChains, Terms},
-    key::{self, KeyError, KnownKeys, RemoteKey, UnknownKey},
+    key::{self, KeyError, KnownKeys, NEXT_SUFFIX, RemoteKey, UnknownKey},
     name::{self, NameError},
     request::Request,
 };
@@ -24,8 +24,6 @@ use crate::{est::enrolment, settings::Settings, store};
 
 /// Characters of a common name that are kept of a longer one.
 const COMMON_NAME_LENGTH: usize = 64;
-/// What a certificate's successor and its key pair are called until they take its place.
-pub(crate) const NEXT_SUFFIX: &str = "-temp";
 
 /// Why a certificate was not issued, though its request was in order.
 #[derive(Debug, thiserror::Error)]
@@ -93,7 +91,7 @@ impl Issuing<'_> {
     /// Issued by a certificate and a key that the caller chose, whatever the configured method. The handle is a
     /// capability: whoever has it may use the key, so it is used as it is.
     pub(crate) async fn by_named_issuer(&self, chain: &Chain, handle: String) -> Result<String, Error> {
-        self.by_authority(chain, &key::Name::Handle(handle)).await
+        self.by_authority(chain, &key::Name::Handle(KeyHandle(handle))).await
     }
 
     /// Signed by a key pair of its own.

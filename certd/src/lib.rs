@@ -56,7 +56,7 @@ pub async fn run(sources: Sources, activation: Activation, shutdown: Shutdown) -
     }
     let fixed = Fixed::of(&config);
     let proxy = proxy.map(Arc::new);
-    let surroundings = Surroundings { keyd: keyd.clone(), proxy, limits: servers::Limits::default() };
+    let surroundings = Surroundings::new(keyd, proxy, servers::Limits::default());
     let settings = Settings::new(&fixed.homedir, config, &surroundings);
     if let Err(error) = settings.store.prepare() {
         // Reading goes on; each call that stores something tries again.
@@ -67,7 +67,7 @@ pub async fn run(sources: Sources, activation: Activation, shutdown: Shutdown) -
         tracing::warn!("{}; nothing can be enrolled over EST", aziot_log::chain(&error));
     }
     let engine = Engine::new(SystemClock::new());
-    let certificates = Arc::new(Certificates::new(settings, keyd, engine.clone(), Patience::default()));
+    let certificates = Arc::new(Certificates::new(settings, &surroundings, engine.clone(), Patience::default()));
     certificates.look_after().await;
     daemon::ready();
     let outcome = tokio::select! {

@@ -22,6 +22,11 @@ pub(crate) enum Refused {
     /// It would be good for another name.
     #[error("the policy of this certificate does not allow the name {name:?}")]
     Name { name: String },
+    /// Somebody else may read something else in it.
+    #[error(
+        "the policy of this certificate cannot be applied: the request asks for extensions more than once, or unreadably"
+    )]
+    Ambiguous,
     /// What it asks for cannot be read.
     #[error("the policy of this certificate cannot be applied: the extension {oid} is malformed")]
     Malformed { oid: ObjectIdentifier, source: DerError },
@@ -29,6 +34,13 @@ pub(crate) enum Refused {
 
 /// Refuses a request that asks for more than `policy` allows.
 pub(crate) fn check(policy: &Policy, request: &Request) -> Result<(), Refused> {
+    if *policy == Policy::default() {
+        return Ok(());
+    }
+    // A server that gets the whole request may read what is not looked at here.
+    if request.is_ambiguous() {
+        return Err(Refused::Ambiguous);
+    }
     if !policy.ca && (is_authority(request)? || may_sign_certificates(request)?) {
         return Err(Refused::Authority);
     }
@@ -90,18 +102,32 @@ fn text(name: &GeneralName) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use openssl::{
+        ec::{EcGroup, EcKey},
         hash::MessageDigest,
-        pkey::PKey,
+        nid::Nid,
+        pkey::{PKey, Private},
+        sign::Signer,
         stack::Stack,
-        x509::{X509ReqBuilder, extension},
+        x509::{X509Extension, X509ReqBuilder, extension},
+    };
+    use x509_cert::{
+        der::{
+            Encode as _,
+            asn1::{BitString, SetOfVec},
+        },
+        request::CertReq,
     };
 
     use super::*;
 
+    fn new_key() -> PKey<Private> {
+        let group = EcGroup::from_curve_name(Nid::X9_62_PRIME256V1).unwrap();
+        PKey::from_ec_key(EcKey::generate(&group).unwrap()).unwrap()
+    }
+
     /// Asks for a server certificate of these names.
     fn request(is_authority: bool, usages: &[&str], names: &[&str]) -> Request {
-        let key = openssl::ec::EcGroup::from_curve_name(openssl::nid::Nid::X9_62_PRIME256V1).unwrap();
-        let key = PKey::from_ec_key(openssl::ec::EcKey::generate(&key).unwrap()).unwrap();
+        let key = new_key();
         let mut builder = X509ReqBuilder::new().unwrap();
         builder.set_pubkey(&key).unwrap();
         let mut extensions = Stack::new().unwrap();
@@ -167,6 +193,45 @@ mod tests {
         for name in ["dns:example", "dns:a.example.org", "ip:10.0.1.7", "rid:1.2.3"] {
             let refused = check(&policy, &request(false, &[], &["dns:a.example", name]));
             assert!(matches!(refused, Err(Refused::Name { .. })), "{name}");
+        }
+    }
+
+    /// Asks twice: for what is harmless, and for a certificate authority.
+    fn ambiguous(second: ObjectIdentifier) -> Request {
+        let key = new_key();
+        let asking_for = |extension: X509Extension| {
+            let mut builder = X509ReqBuilder::new().unwrap();
+            builder.set_pubkey(&key).unwrap();
+            let mut extensions = Stack::new().unwrap();
+            extensions.push(extension).unwrap();
+            builder.add_extensions(&extensions).unwrap();
+            builder.sign(&key, MessageDigest::sha256()).unwrap();
+            CertReq::from_der(&builder.build().to_der().unwrap()).unwrap()
+        };
+        let mut request = asking_for(extension::KeyUsage::new().digital_signature().build().unwrap());
+        let authority = asking_for(extension::BasicConstraints::new().ca().build().unwrap());
+        let mut attribute = authority.info.attributes.iter().next().unwrap().clone();
+        let mut attributes: Vec<_> = request.info.attributes.iter().cloned().collect();
+        if attributes[0].oid == second {
+            let values = attributes[0].values.iter().chain(attribute.values.iter()).cloned().collect::<Vec<_>>();
+            attributes[0].values = SetOfVec::try_from(values).unwrap();
+        } else {
+            attribute.oid = second;
+            attributes.push(attribute);
+        }
+        request.info.attributes = SetOfVec::try_from(attributes).unwrap();
+        let mut signer = Signer::new(MessageDigest::sha256(), &key).unwrap();
+        let signature = signer.sign_oneshot_to_vec(&request.info.to_der().unwrap()).unwrap();
+        request.signature = BitString::from_bytes(&signature).unwrap();
+        Request::from_der(&request.to_der().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn what_a_server_may_read_otherwise_is_refused_where_anything_is_limited() {
+        for second in ["1.2.840.113549.1.9.14", "1.3.6.1.4.1.311.2.1.14"] {
+            let request = ambiguous(ObjectIdentifier::new_unwrap(second));
+            assert!(matches!(check(&policy("ca = false"), &request), Err(Refused::Ambiguous)), "{second}");
+            assert!(check(&policy(""), &request).is_ok());
         }
     }
 }

@@ -76,10 +76,10 @@ mod tests {
         let home = folder.path().join("home");
         let config = Config::new(&home);
         let keyd = aziot_keyd_api::client(&config.endpoints.aziot_keyd, Retry::local(0)).unwrap();
-        let surroundings = Surroundings { keyd: keyd.clone(), proxy: None, limits: Limits::default() };
+        let surroundings = Surroundings::new(keyd, None, Limits::default());
         let settings = Settings::new(&home, config.clone(), &surroundings);
         let engine = Engine::new(SystemClock::new());
-        let certificates = Certificates::new(settings, keyd, engine, Patience::default());
+        let certificates = Certificates::new(settings, &surroundings, engine, Patience::default());
         let started_with = Fixed::of(&config);
         let import = async || certificates.import(4_000_000, "a".into(), "text".into()).await;
         assert!(matches!(import().await, Err(Error::Unauthorized { .. })));

@@ -81,7 +81,7 @@ mod tests {
         let mut config = Config::new("/home");
         config.principal = vec![entry(7, &["leaf-*"]), entry(8, &["*"]), entry(7, &["a?c"])];
         let keyd = aziot_keyd_api::client(&config.endpoints.aziot_keyd, Retry::local(0)).unwrap();
-        let surroundings = Surroundings { keyd, proxy: None, limits: Limits::default() };
+        let surroundings = Surroundings::new(keyd, None, Limits::default());
         let settings = Settings::new(Path::new("/home"), config, &surroundings);
         assert!(settings.allow(7, "leaf-x") && settings.allow(7, "a/c") && settings.allow(8, ""));
         assert!(!settings.allow(7, "ac") && !settings.allow(9, "leaf-x"));

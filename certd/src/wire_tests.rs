@@ -3,6 +3,7 @@
 mod device;
 mod enrolling;
 mod est_identity;
+mod est_identity_meanwhile;
 mod est_server;
 mod issuing;
 mod requests;

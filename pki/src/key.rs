@@ -32,6 +32,15 @@ pub use known::{KnownKeys, Name, UnknownKey};
 pub(crate) use public::public_key;
 pub(crate) use scheme::{Hash, Scheme, has_room_for_pss};
 
+/// Ends the id of what is to take the place of a key pair, or of a certificate, that has the rest of the id.
+pub const NEXT_SUFFIX: &str = "-temp";
+
+/// The id under which the successor of the key pair or certificate `id` comes into being.
+#[must_use]
+pub fn next_id(id: &str) -> String {
+    format!("{id}{NEXT_SUFFIX}")
+}
+
 /// Why a key pair of the key service cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {

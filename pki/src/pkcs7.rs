@@ -8,7 +8,6 @@ use base64::{
     alphabet::STANDARD,
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
-use der::{Any, Encode as _, Tag, TagNumber, asn1::SetOfVec};
 use openssl::{error::ErrorStack, pkcs7::Pkcs7, x509::X509};
 
 use crate::pem::{self, PemError};
@@ -56,9 +55,6 @@ pub enum Pkcs7Error {
     /// The bytes are something else.
     #[error("the answer is not PKCS#7")]
     Malformed(#[source] ErrorStack),
-    /// The certificates cannot be written.
-    #[error("could not write certificates as PKCS#7")]
-    Encoding(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
 /// The certificates of a PKCS#7 `SignedData`, in order of appearance; other contents, and none, are an empty list.
@@ -82,28 +78,21 @@ pub fn certificates(answer: &[u8]) -> Result<Vec<X509>, Pkcs7Error> {
     Ok(found.iter().map(ToOwned::to_owned).collect())
 }
 
-/// A `SignedData` in DER with these certificates, in their order, and nothing else (RFC 8951, section 3.2): what a server answers.
-pub fn from_certificates(certificates: &[X509]) -> Result<Vec<u8>, Pkcs7Error> {
+/// A `SignedData` in DER with these certificates, in their order, and nothing else (RFC 8951, section 3.2): what a server
+/// answers. For tests.
+#[cfg(feature = "testing")]
+pub fn from_certificates(certificates: &[X509]) -> Result<Vec<u8>, Box<dyn std::error::Error + Send + Sync>> {
     use const_oid::db::rfc5911::{ID_DATA, ID_SIGNED_DATA};
-    let mut list = Vec::new();
-    for certificate in certificates {
-        list.extend(certificate.to_der().map_err(|error| Pkcs7Error::Encoding(error.into()))?);
-    }
-    let write = || {
-        let nothing = SetOfVec::<Any>::new().to_der()?;
-        let content = constructed(Tag::Sequence, &[ID_DATA.to_der()?])?;
-        let list = constructed(FIRST, &[list])?;
-        let signed = constructed(Tag::Sequence, &[1_u8.to_der()?, nothing.clone(), content, list, nothing])?;
-        constructed(Tag::Sequence, &[ID_SIGNED_DATA.to_der()?, constructed(FIRST, &[signed])?])
-    };
-    write().map_err(|error: der::Error| Pkcs7Error::Encoding(error.into()))
-}
-
-/// Tag of both the signed data and its certificates.
-const FIRST: Tag = Tag::ContextSpecific { constructed: true, number: TagNumber(0) };
-
-fn constructed(tag: Tag, parts: &[Vec<u8>]) -> Result<Vec<u8>, der::Error> {
-    Any::new(tag, parts.concat())?.to_der()
+    use der::{Any, Encode as _, Tag, TagNumber, asn1::SetOfVec};
+    // Tag of both the signed data and its certificates.
+    const FIRST: Tag = Tag::ContextSpecific { constructed: true, number: TagNumber(0) };
+    let constructed = |tag, parts: &[Vec<u8>]| Any::new(tag, parts.concat())?.to_der();
+    let list = certificates.iter().map(|certificate| certificate.to_der()).collect::<Result<Vec<_>, _>>()?;
+    let nothing = SetOfVec::<Any>::new().to_der()?;
+    let content = constructed(Tag::Sequence, &[ID_DATA.to_der()?])?;
+    let list = constructed(FIRST, &list)?;
+    let signed = constructed(Tag::Sequence, &[1_u8.to_der()?, nothing.clone(), content, list, nothing])?;
+    Ok(constructed(Tag::Sequence, &[ID_SIGNED_DATA.to_der()?, constructed(FIRST, &[signed])?])?)
 }
 
 fn decode(text: &str) -> Result<Vec<u8>, Pkcs7Error> {

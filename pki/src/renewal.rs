@@ -16,5 +16,5 @@ pub mod timetable;
 
 pub use clock::{Clock, SystemClock};
 pub use credential::{BoxError, Credential, Doing, Failure, Renewed};
-pub use engine::{Engine, Status};
+pub use engine::{Engine, Generation, Status};
 pub use hold::{Held, NotAvailable};

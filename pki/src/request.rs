@@ -83,6 +83,7 @@ pub struct Request {
     subject: Name,
     public_key: SubjectPublicKeyInfoOwned,
     extensions: Vec<Extension>,
+    is_ambiguous: bool,
 }
 
 impl Request {
@@ -110,7 +111,8 @@ impl Request {
         }
         let info = request.info;
         let extensions = requested_extensions(&info.attributes);
-        Ok(Self { der: bytes.to_owned(), subject: info.subject, public_key: info.public_key, extensions })
+        let is_ambiguous = is_ambiguous(&info.attributes);
+        Ok(Self { der: bytes.to_owned(), subject: info.subject, public_key: info.public_key, extensions, is_ambiguous })
     }
 
     /// The request as it came, for handing on: nobody else can sign it.
@@ -142,6 +144,13 @@ impl Request {
     #[must_use]
     pub fn extensions(&self) -> &[Extension] {
         &self.extensions
+    }
+
+    /// Whether another reader of the request may see other [`extensions`](Self::extensions): it asks for them more than once,
+    /// or in a way that does not decode. Whoever grants a request by its extensions and hands it on must refuse such a one.
+    #[must_use]
+    pub fn is_ambiguous(&self) -> bool {
+        self.is_ambiguous
     }
 }
 
@@ -180,6 +189,15 @@ fn requested_extensions(attributes: &Attributes) -> Vec<Extension> {
         }
     }
     Vec::new()
+}
+
+/// Whether there is anything but one request for extensions, which decodes, or none.
+fn is_ambiguous(attributes: &Attributes) -> bool {
+    let asks = |attribute: &&Attribute| [ID_EXTENSION_REQ, MICROSOFT_EXTENSION_REQUEST].contains(&attribute.oid);
+    let mut asking = attributes.iter().filter(asks);
+    let (Some(first), second) = (asking.next(), asking.next()) else { return false };
+    let decodes = |value: &Any| value.decode_as::<Vec<Extension>>().is_ok();
+    second.is_some() || first.values.len() != 1 || !first.values.get(0).is_some_and(decodes)
 }
 
 /// A request for `key`, signed by it, as PEM.

@@ -40,7 +40,7 @@ PUT    /est           {\"lifetimeSeconds\": 20, \"identityLifetimeSeconds\": 60,
 GET    /est/issued    the last 1000 certificates that were issued, and to whom
 POST   /est/bootstrap a certificate of the bootstrap CA for a request in PEM; ?lifetimeSeconds=60
 GET    /fault         the fault that is set
-PUT    /fault         {\"kind\": \"none|refuse|stall|plain|latency|hang|reset|status|garbage|empty|html|truncated|answer\",
+PUT    /fault         {\"kind\": \"none|refuse|stall|plain|latency|hang|withhold|reset|status|garbage|empty|html|truncated|answer\",
                        \"status\": 429, \"retryAfter\": 2, \"milliseconds\": 500, \"matching\": \"/devices/\", \"count\": 3,
                        \"networkError\": true}
                       {\"certificate\": \"good|wrong-name|expired|other-ca\"}

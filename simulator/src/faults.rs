@@ -23,6 +23,8 @@ pub(crate) enum Kind {
     Latency,
     /// The request is read, and no answer ever comes.
     Hang,
+    /// The request is served, and its answer never comes.
+    Withhold,
     /// The connection is reset instead of an answer.
     Reset,
     /// `status`, by default 500, with an error body.

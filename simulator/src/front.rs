@@ -115,6 +115,11 @@ impl Front {
                 reset.store(true, Ordering::Relaxed);
                 return Err(Cut);
             }
+            Kind::Withhold => {
+                let _served = call(&self.router, &self.ends.calls, request).await;
+                self.ends.until_drain(LONGEST_FAULT).await;
+                return Err(Cut);
+            }
             Kind::Truncated => return Ok(truncate(call(&self.router, &self.ends.calls, request).await).await),
             Kind::Status => {
                 let status = status(StatusCode::INTERNAL_SERVER_ERROR);

@@ -1,9 +1,10 @@
 //! An EST server (RFC 7030) for system tests: the simulator as a process of its own, apart from the device's cloud, with its own folder,
 //! authorities and faults.
 //!
-//! [`echo`] has the other half of a test of renewal: a service that lets only holders of issued certificates in, and a client that connects
-//! to it again and again.
+//! [`device`] is a device that is its client. [`echo`] has the other half of a test of renewal: a service that lets only holders of issued
+//! certificates in, and a client that connects to it again and again.
 
+pub mod device;
 pub mod echo;
 
 use std::{
@@ -210,6 +211,11 @@ impl EstServer {
     /// The next `count` answers to enrolments have this form (`docs/simulator.md` lists them), or all if absent.
     pub fn answer_enrolments(&self, form: &str, count: Option<u32>) -> Result<()> {
         self.fault(&json!({ "kind": "answer", "form": form, "matching": "enroll", "count": count }))
+    }
+
+    /// Whether a fault is set; one with a count is over when the last request has met it.
+    pub fn is_faulty(&self) -> Result<bool> {
+        Ok(self.control("GET", "/fault", None)?.expect(200)?.json()?["kind"] != "none")
     }
 
     /// Ends each fault.

@@ -7,11 +7,13 @@ pub mod calls;
 pub mod curl;
 pub mod device;
 pub mod est;
+pub mod gate;
 pub mod hex;
 pub mod module;
 pub mod openssl;
 pub mod process;
 pub mod raw;
+pub mod token;
 pub mod world;
 
 pub use curl::Reply;

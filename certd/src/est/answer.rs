@@ -39,6 +39,9 @@ pub(crate) enum Unusable {
     /// Something else than PKCS#7, such as a page of text.
     #[error("the server answered with the media type {media_type:?}, not with {MEDIA_TYPE}")]
     MediaType { media_type: String },
+    /// A list without certificates, where some are needed.
+    #[error("the server's list of certificates is empty")]
+    Empty,
     /// No PKCS#7 after all.
     #[error("the server's answer holds no certificates")]
     Malformed(#[source] Pkcs7Error),

@@ -11,7 +11,7 @@ use std::{
 };
 
 use aziot_certd_api::config::Basic;
-use aziot_log::{chain, fields};
+use aziot_log::{RequestId, chain, fields};
 use aziot_pki::{
     certificate::{Chain, ChainError},
     request::Request as CertificateRequest,
@@ -95,6 +95,20 @@ impl Error {
         }
     }
 
+    /// Whether the server has decided, and not for what was asked: the same request would get the same again.
+    pub(crate) fn is_decision(&self) -> bool {
+        match self {
+            // These say nothing about the request: who asks, where, and how often.
+            Self::Unusable { source: Unusable::Status { status, .. }, .. } => {
+                (400..500).contains(status) && !matches!(status, 401 | 404 | 405 | 407 | 408 | 429)
+            }
+            Self::Unusable { .. } | Self::NotIssued { .. } => true,
+            Self::NotConnected { .. } | Self::Interrupted { .. } | Self::TimedOut { .. } | Self::Unsendable { .. } => {
+                false
+            }
+        }
+    }
+
     /// Whether the server does not have the operation.
     fn is_not_offered(&self) -> bool {
         matches!(self, Self::Unusable { source: Unusable::Status { status: 404 | 405 | 501, .. }, .. })
@@ -160,16 +174,41 @@ impl<'s> Client<'s> {
             Answer::NotYet(pause) => return Ok(Enrolled::NotYet(pause)),
             Answer::Certificates(certificates) => certificates,
         };
-        let ordered = |authorities: &[X509]| {
-            Chain::for_key(request.public_key_info(), certificates.clone(), authorities)
-                .map_err(|source| Error::NotIssued { url: self.url(), source })
-        };
-        let issued = ordered(authorities.as_deref().unwrap_or_default())?;
-        if authorities.is_some() || has_issuer(&issued) {
+        let is_known = authorities.is_some();
+        let (issued, has_issuer) = self.ordered(request, certificates.clone(), authorities.unwrap_or_default()).await?;
+        if is_known || has_issuer {
             return Ok(Enrolled::Issued(issued));
         }
         // A leaf alone is of no use to most; the certificate is issued, so this is worth another try.
-        ordered(&self.ca_certificates().await?).map(Enrolled::Issued)
+        let (issued, _) = self.ordered(request, certificates, self.ca_certificates().await?).await?;
+        Ok(Enrolled::Issued(issued))
+    }
+
+    /// The chain for the request's key, and whether the issuer of its first certificate is in it.
+    async fn ordered(
+        &self,
+        request: &CertificateRequest,
+        certificates: Vec<X509>,
+        authorities: Vec<X509>,
+    ) -> Result<(Chain, bool), Error> {
+        let key = request.public_key_info().clone();
+        let ordering = self.compute(move || {
+            let chain = Chain::for_key(&key, certificates, &authorities)?;
+            let has_issuer = has_issuer(&chain);
+            Ok((chain, has_issuer))
+        });
+        ordering.await?.map_err(|source| Error::NotIssued { url: self.url(), source })
+    }
+
+    /// A server may send a hundred certificates: reading them and finding their order takes too long for a worker.
+    async fn compute<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
+        match tokio::task::spawn_blocking(RequestId::carry(work)).await {
+            Ok(outcome) => Ok(outcome),
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(source) => Err(Error::Interrupted { url: self.url(), source: source.into() }),
+            },
+        }
     }
 
     /// The server's CA certificates.
@@ -177,6 +216,10 @@ impl<'s> Client<'s> {
         let limit = self.limits.authorities;
         let answer = timeout(limit, self.send(Method::GET, CA_CERTIFICATES, None)).await;
         match answer.unwrap_or_else(|_| Err(Error::TimedOut { url: self.url(), limit }))? {
+            Answer::Certificates(authorities) if authorities.is_empty() => {
+                // What was known before is worth more.
+                Err(Error::Unusable { url: self.url(), operation: CA_CERTIFICATES, source: Unusable::Empty })
+            }
             Answer::Certificates(authorities) => {
                 self.servers.remember_authorities(&self.access.url, &authorities);
                 Ok(authorities)
@@ -235,11 +278,9 @@ impl<'s> Client<'s> {
             }
             Err(source) => return Err(Error::Interrupted { url: self.url(), source }),
         };
-        answer::read(&Response::from_parts(head, body), SystemTime::now()).map_err(|source| Error::Unusable {
-            url: self.url(),
-            operation,
-            source,
-        })
+        let answer = Response::from_parts(head, body);
+        let answer = self.compute(move || answer::read(&answer, SystemTime::now())).await?;
+        answer.map_err(|source| Error::Unusable { url: self.url(), operation, source })
     }
 
     fn url(&self) -> ServerUrl {

@@ -1,7 +1,10 @@
 //! Enrolments: a certificate for a caller's request, from an EST server to the store.
 //!
 //! Once begun, an enrolment runs to its end, whatever becomes of its caller, who is answered before it stops listening; a caller
-//! that asks for the same again joins it. What has been overtaken by a newer enrolment, or by an import, is not stored.
+//! that asks for the same again joins it. What has been overtaken is not stored: by a newer enrolment, by whoever else stored the
+//! certificate, or by its deletion.
+
+mod error;
 
 use std::{
     collections::HashMap,
@@ -9,11 +12,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use arc_swap::ArcSwap;
 use aziot_http::Retry;
 use aziot_log::{RequestId, chain, fields};
 use aziot_pki::{
-    certificate::{Chain, ChainError},
-    name::NameError,
+    certificate::Chain,
+    key,
     renewal::{Engine, Failure, Held, NotAvailable},
     request::Request,
     tls::ClientIdentity,
@@ -26,12 +30,13 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    client::{self, Enrolled},
-    identity::{self, Identity, Wish, is_same_subject},
-    servers::TrustError,
+    client::Enrolled,
+    identity::{Identity, Wish, is_same_subject},
+    pair,
     settings::{Missing, Target},
 };
-use crate::{issuance, settings::Settings, store};
+use crate::{issuance, settings::Settings};
+pub(crate) use error::Error;
 
 /// Enrolments under way at once, those that wait for a server's decision counted in.
 const MOST: usize = 64;
@@ -58,87 +63,6 @@ impl Default for Patience {
     }
 }
 
-/// Why there is no certificate.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Error {
-    /// The configuration is incomplete.
-    #[error(transparent)]
-    Missing(#[from] Missing),
-    /// The configured subject is none.
-    #[error("the subject that [cert_issuance] has for it is unusable")]
-    Subject(#[source] NameError),
-    /// The identity is not there and was not obtained.
-    #[error(transparent)]
-    Identity(Box<identity::Error>),
-    /// The identity is of no use and was not renewed.
-    #[error("there is no EST identity to enroll it with")]
-    NotAvailable(#[source] NotAvailable),
-    /// No server can be trusted.
-    #[error(transparent)]
-    Trust(#[from] TrustError),
-    /// The server.
-    #[error("the EST server did not issue it")]
-    Server(#[source] Box<client::Error>),
-    /// The server put off its decision for too long.
-    #[error("the EST server has not decided within {} s", limit.as_secs())]
-    Undecided { limit: Duration },
-    /// The certificate could not be written as text.
-    #[error("could not write the certificate as PEM")]
-    Encoding(#[source] ChainError),
-    /// The certificate could not be stored.
-    #[error("could not store the certificate")]
-    Store(#[source] store::Error),
-    /// Something newer is stored, or was deleted.
-    #[error("it was overtaken by a newer enrolment, an import or a deletion")]
-    Overtaken,
-    /// The caller would not hear the answer any more.
-    #[error("the enrolment takes more than {} s; it goes on, and the certificate will be stored", limit.as_secs())]
-    Slow { limit: Duration },
-    /// Too many enrolments are under way.
-    #[error("{MOST} enrolments are under way, which is the most")]
-    Busy,
-    /// The enrolment ended without a word.
-    #[error("the enrolment was cut off")]
-    CutOff,
-}
-
-impl From<identity::Error> for Error {
-    fn from(error: identity::Error) -> Self {
-        Self::Identity(Box::new(error))
-    }
-}
-
-impl Error {
-    /// After which time the server wants to see the request of the identity again.
-    fn not_yet(&self) -> Option<Duration> {
-        let identity: Option<&identity::Error> = match self {
-            Self::Identity(error) => Some(error),
-            Self::NotAvailable(NotAvailable::Unusable { source: Some(failure), .. }) => match &**failure {
-                Failure::Retryable(error) => error.downcast_ref(),
-                Failure::Fatal(_) => None,
-            },
-            _ => None,
-        };
-        match identity? {
-            identity::Error::NotYet { pause, .. } => Some(*pause),
-            _ => None,
-        }
-    }
-
-    /// What a server that may do better soon has said.
-    fn passing(&self) -> Option<&client::Error> {
-        let server = match self {
-            Self::Server(error) => error,
-            Self::Identity(identity) => match &**identity {
-                identity::Error::Server { source, .. } => source,
-                _ => return None,
-            },
-            _ => return None,
-        };
-        Some(&**server).filter(|error| error.is_passing())
-    }
-}
-
 type Outcome = Result<String, Arc<Error>>;
 
 /// All enrolments of this process. Clones share them.
@@ -147,10 +71,10 @@ pub(crate) struct Enrolments(Arc<Shared>);
 
 struct Shared {
     engine: Engine,
+    /// Those in force now.
+    current: Arc<ArcSwap<Settings>>,
     /// Who stores certificates, here and elsewhere.
     stores: Arc<Turns>,
-    /// Who obtains an identity that is not there.
-    bootstraps: Turns,
     tasks: TaskTracker,
     places: Arc<Semaphore>,
     running: Mutex<Register>,
@@ -180,12 +104,12 @@ impl Running {
 }
 
 impl Enrolments {
-    /// `stores` are the turns of those who store certificates.
-    pub(crate) fn new(engine: Engine, stores: Arc<Turns>, patience: Patience) -> Self {
+    /// `current` are the settings in force, `stores` the turns of those who store certificates.
+    pub(crate) fn new(engine: Engine, current: Arc<ArcSwap<Settings>>, stores: Arc<Turns>, patience: Patience) -> Self {
         Self(Arc::new(Shared {
             engine,
+            current,
             stores,
-            bootstraps: Turns::default(),
             tasks: TaskTracker::new(),
             places: Arc::new(Semaphore::new(MOST)),
             running: Mutex::default(),
@@ -210,9 +134,9 @@ impl Enrolments {
         }
     }
 
-    /// The certificate was changed otherwise: enrolments of it whose callers have left are not to undo that.
+    /// The certificate is changed otherwise: what has begun before is not to undo that. For those who have its turn.
     pub(crate) fn overtake(&self, id: &str) {
-        self.0.register().by_id.get(id).into_iter().flatten().for_each(Running::give_up_if_nobody_waits);
+        self.0.register().by_id.get(id).into_iter().flatten().for_each(|running| running.overtaken.cancel());
     }
 
     /// Lets what is under way come to its end, for at most `limit`. What is cut off can be repaired.
@@ -325,15 +249,17 @@ impl Enrolment {
         if self.overtaken.is_cancelled() {
             return Err(Error::Overtaken);
         }
+        self.place.overtake_older();
         let stored = self.settings.store.run({
             let (id, pem) = (id.clone(), pem.clone());
             move |store| {
                 let _turn = turn;
+                pair::forget_note(store, &id)?;
                 store.write(&id, &pem)
             }
         });
         stored.await.map_err(Error::Store)?;
-        self.place.overtake_older();
+        self.place.shared.engine.look_again(id);
         tracing::info!({ fields::CERTIFICATE_ID } = id, "a certificate was issued over EST");
         Ok(pem)
     }
@@ -345,6 +271,9 @@ impl Enrolment {
         // Since the server last had something to say.
         let (mut heard, mut failures) = (asked_since, 0);
         loop {
+            if self.overtaken.is_cancelled() {
+                return Err(Error::Overtaken);
+            }
             let not_yet = match self.attempt().await {
                 Ok(Enrolled::Issued(chain)) => return Ok(chain),
                 Ok(Enrolled::NotYet(pause)) => Ok(pause),
@@ -406,22 +335,51 @@ impl Enrolment {
 
     async fn hold(&self, identity: &Arc<Identity>, target: &Target) -> Result<(Held, Arc<ClientIdentity>), Error> {
         let engine = &self.place.shared.engine;
-        let pair = identity.ids();
-        let held = match engine.hold(&pair.cert, &pair.pk).await {
-            // Not looked after, or not there any more.
-            Err(NotAvailable::Unknown { .. } | NotAvailable::Unreadable { source: Failure::Fatal(_), .. }) => {
-                let _turn = self.place.shared.bootstraps.take(&format!("{}\0{}", pair.cert, pair.pk)).await;
-                if !identity.is_there().await? {
-                    identity.bootstrap(&self.wish(target)?).await?;
+        let ids = identity.ids();
+        let mut is_doubted = false;
+        loop {
+            let held = match engine.hold(&ids.cert, &ids.pk).await {
+                // Not looked after, or not there any more.
+                Err(NotAvailable::Unknown { .. } | NotAvailable::Unreadable { source: Failure::Fatal(_), .. }) => {
+                    self.obtain(identity, target).await?;
+                    engine.hold(&ids.cert, &ids.pk).await
                 }
-                engine.add(Arc::clone(identity) as _);
-                engine.hold(&pair.cert, &pair.pk).await
+                held => held,
+            };
+            let held = held.map_err(Error::NotAvailable)?;
+            match identity.client_identity(held.chain()).await {
+                Ok(client) => return Ok((held, client)),
+                // The key was lost or replaced since the engine last looked, which it mends if anybody can.
+                Err(error) if error.is_of_key() && !is_doubted => {
+                    drop(held);
+                    tracing::warn!({ fields::CERTIFICATE_ID } = ids.cert, "{}; looking into it", chain(&error));
+                    engine.doubt(&ids.cert, &ids.pk);
+                    is_doubted = true;
+                }
+                Err(error) => return Err(error.into()),
             }
-            held => held,
+        }
+    }
+
+    /// Obtains the identity if it is not there, and has it looked after.
+    async fn obtain(&self, identity: &Arc<Identity>, target: &Target) -> Result<(), Error> {
+        let engine = &self.place.shared.engine;
+        let ids = identity.ids();
+        let obtaining = async {
+            if !identity.is_there().await? {
+                identity.bootstrap(&self.wish(target)?).await?;
+            }
+            Ok::<_, Error>(())
         };
-        let held = held.map_err(Error::NotAvailable)?;
-        let client = identity.client_identity(held.chain()).await?;
-        Ok((held, client))
+        engine.alone(&ids.cert, &ids.pk, obtaining).await.map_err(Error::NotAvailable)??;
+        if !engine.add(Arc::clone(identity) as _, self.settings.est.generation()) {
+            // There are other settings by now, and whether they have the identity is for them to say.
+            let current = self.place.shared.current.load_full();
+            if let Some(identity) = current.est.identity(ids) {
+                engine.add(Arc::clone(identity) as _, current.est.generation());
+            }
+        }
+        Ok(())
     }
 
     /// An identity is called like the certificate that it is first needed for.
@@ -434,7 +392,7 @@ impl Enrolment {
     /// Whether there is a certificate of this subject already.
     async fn replaces(&self) -> bool {
         let id = self.place.id.clone();
-        let base = id.strip_suffix(issuance::NEXT_SUFFIX).map(str::to_owned);
+        let base = id.strip_suffix(key::NEXT_SUFFIX).map(str::to_owned);
         for id in base.into_iter().chain([id]) {
             let text = self.settings.store.run(move |store| store.read(&id)).await;
             let chain = text.ok().flatten().and_then(|text| Chain::from_pem(&text).ok());

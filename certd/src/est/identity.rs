@@ -3,10 +3,7 @@
 //! The bootstrap identity is used when the certificate is absent, over or another key's, and on no other failure: who cannot
 //! tell does nothing. A new key never takes the place of the old one before there is a certificate for it.
 
-use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use aziot_certd_api::{config::KeyPair, renewal::AutoRenew};
 use aziot_log::fields;
@@ -27,6 +24,7 @@ use x509_cert::{
 use super::{
     client::{self, Enrolled},
     keys,
+    memory::Asked,
     pair::{self, Pair, belongs, is_over},
     servers::{Servers, TrustError},
     settings::{Access, IdentitySettings},
@@ -91,14 +89,38 @@ impl From<keys::Error> for Error {
     }
 }
 
+impl Error {
+    /// Whether it says that the key is not the one that the certificate is for, or is gone.
+    pub(crate) fn is_of_key(&self) -> bool {
+        match self {
+            Self::Pair(error) => matches!(&**error, pair::Error::Key(keys::Error::Absent { .. })),
+            Self::Identity { source, .. } => matches!(source, IdentityError::ForeignKey { .. }),
+            _ => false,
+        }
+    }
+
+    /// What the server said.
+    pub(crate) fn server(&self) -> Option<&client::Error> {
+        match self {
+            Self::Server { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+}
+
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        let is_fatal = match &error {
-            Error::NoBootstrap { .. } | Error::NoServer { .. } => true,
-            Error::Pair(error) => error.is_absent(),
-            _ => false,
-        };
-        if is_fatal { Self::fatal(error) } else { Self::retryable(error) }
+        match &error {
+            Error::NoBootstrap { .. } | Error::NoServer { .. } => Self::fatal(error),
+            Error::Pair(pair) if pair.is_absent() => Self::fatal(error),
+            Error::Pair(pair) if pair.is_other_next_time() => Self::AtOnce(error.into()),
+            Error::NotYet { pause, .. } => Self::NotYet(*pause, error.into()),
+            Error::Server { source, .. } => match source.retry_after() {
+                Some(pause) => Self::Busy(pause, error.into()),
+                None => Self::retryable(error),
+            },
+            _ => Self::retryable(error),
+        }
     }
 }
 
@@ -115,15 +137,6 @@ pub(crate) struct Identity {
     settings: IdentitySettings,
     pair: Pair,
     servers: Arc<Servers>,
-    /// A request that a server has taken and not decided on: only the same one will be answered.
-    undecided: Mutex<Option<Asked>>,
-}
-
-/// A request for this identity.
-struct Asked {
-    request: Request,
-    key_id: String,
-    access: Access,
 }
 
 /// What an identity proves itself with to obtain another certificate.
@@ -134,7 +147,7 @@ struct Proof {
 
 impl Identity {
     pub(crate) fn new(settings: IdentitySettings, pair: Pair, servers: Arc<Servers>) -> Self {
-        Self { settings, pair, servers, undecided: Mutex::default() }
+        Self { settings, pair, servers }
     }
 
     pub(crate) fn ids(&self) -> &KeyPair {
@@ -166,7 +179,7 @@ impl Identity {
         let subject = self.configured_subject()?.unwrap_or_else(|| wish.subject.clone());
         let new = self.enroll(&proof, &wish.access, subject, Vec::new(), true).await?;
         self.refuse_if_over(&new)?;
-        self.pair.install(&new).await?;
+        self.pair.install(None, &new).await?;
         tracing::info!(
             { fields::CERTIFICATE_ID } = self.ids().cert,
             { fields::KEY_ID } = self.ids().pk,
@@ -217,41 +230,42 @@ impl Identity {
         rotate: bool,
     ) -> Result<Renewed, Error> {
         let client = self.servers.client(access, Some(Arc::clone(&proof.identity))).await?;
-        let (asked, is_undecided) = self.request(access, subject, names, rotate).await?;
-        let id = || self.ids().cert.clone();
+        let asked = self.request(access, subject, names, rotate).await?;
+        let (id, memory) = (|| self.ids().cert.clone(), self.pair.memory());
         match client.enroll(&asked.request, !proof.is_bootstrap).await {
             Ok(Enrolled::Issued(chain)) => {
-                let rotated = asked.key_id != self.ids().pk;
-                Ok(Renewed { chain, key_id: asked.key_id, rotated })
+                memory.decided();
+                Ok(Renewed { chain, key_id: asked.key_id.clone() })
             }
             Ok(Enrolled::NotYet(pause)) => {
-                *self.undecided() = Some(asked);
+                memory.keep(asked);
                 Err(Error::NotYet { id: id(), pause })
             }
             Err(source) => {
-                if is_undecided && source.is_passing() {
-                    *self.undecided() = Some(asked);
+                if source.is_decision() {
+                    memory.decided();
                 }
                 Err(Error::Server { id: id(), source: Box::new(source) })
             }
         }
     }
 
-    /// The request that the server has not decided on yet, if there is one, or else a new one; and which of them it is.
+    /// The request that the server has not decided on yet, if there is one, or else a new one.
     async fn request(
         &self,
         access: &Access,
         subject: Name,
         names: Vec<Extension>,
         rotate: bool,
-    ) -> Result<(Asked, bool), Error> {
-        let undecided = self.undecided().take().filter(|undecided| undecided.access == *access);
-        if let Some(asked) = undecided {
+    ) -> Result<Arc<Asked>, Error> {
+        let undecided = self.pair.memory().undecided();
+        if let Some(asked) = undecided.filter(|undecided| undecided.access == *access) {
             let key = self.pair.keys().find(&asked.key_id).await?;
             if key.is_some_and(|key| key.is_public_key(asked.request.public_key_info())) {
-                return Ok((asked, true));
+                return Ok(asked);
             }
         }
+        self.pair.memory().decided();
         let (key_id, key) = self.pair.next_key(rotate).await?;
         let id = || self.ids().cert.clone();
         let mut extensions = names;
@@ -259,15 +273,11 @@ impl Identity {
         let text = request::create(subject, &extensions, &key).await;
         let text = text.map_err(|source| Error::Create { id: id(), source })?;
         let request = Request::from_pem(&text).map_err(|source| Error::Request { id: id(), source })?;
-        Ok((Asked { request, key_id, access: access.clone() }, false))
+        Ok(Arc::new(Asked { request, key_id, access: access.clone() }))
     }
 
     fn refuse_if_over(&self, new: &Renewed) -> Result<(), Error> {
         if is_over(&new.chain) { Err(Error::Over { id: self.ids().cert.clone() }) } else { Ok(()) }
-    }
-
-    fn undecided(&self) -> MutexGuard<'_, Option<Asked>> {
-        self.undecided.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn repaired(&self) -> Result<(), Failure> {
@@ -316,8 +326,8 @@ impl Credential for Identity {
         Box::pin(async move { Ok(self.renewed(old).await?) })
     }
 
-    fn commit(&self, _old: Chain, new: Renewed) -> Doing<'_, ()> {
-        Box::pin(async move { Ok(self.pair.install(&new).await.map_err(Error::from)?) })
+    fn commit(&self, old: Chain, new: Renewed) -> Doing<'_, ()> {
+        Box::pin(async move { Ok(self.pair.install(Some(&old), &new).await.map_err(Error::from)?) })
     }
 }
 

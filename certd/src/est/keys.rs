@@ -12,8 +12,6 @@ use aziot_pki::key::{KeyError, RemoteKey};
 
 /// What a new pair is, by preference; `*` is whatever the key service likes best.
 const PREFERENCE: &str = "ec-p256:rsa-4096:*";
-/// What the next pair of an identity is called until it takes its place.
-const NEXT_SUFFIX: &str = "-temp";
 
 /// Why something was not done with a key pair.
 #[derive(Debug, thiserror::Error)]
@@ -43,11 +41,6 @@ impl Error {
 /// The key service.
 #[derive(Clone, Debug)]
 pub(crate) struct Keys(Client);
-
-/// The id of the pair that is to take the place of `id`.
-pub(crate) fn next(id: &str) -> String {
-    format!("{id}{NEXT_SUFFIX}")
-}
 
 impl Keys {
     pub(crate) fn new(keyd: Client) -> Self {

@@ -132,8 +132,9 @@ impl Servers {
         identity: Option<Arc<ClientIdentity>>,
     ) -> Result<Client<'s>, TrustError> {
         let nobody = Trust::system(Arc::new(RootCertStore::empty()));
-        let trust =
-            if access.url.is_clear() { &nobody } else { self.trust.get_or_try_init(|| self.read_trust()).await? };
+        // A proxy on the way may want TLS.
+        let needs_nobody = access.url.is_clear() && self.proxy.is_none();
+        let trust = if needs_nobody { &nobody } else { self.trust.get_or_try_init(|| self.read_trust()).await? };
         let tls = match identity {
             Some(identity) => tls::client_config(trust, Some(identity)),
             None => tls::client_config(trust, None),

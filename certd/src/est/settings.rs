@@ -6,11 +6,11 @@
 use std::collections::BTreeMap;
 
 use aziot_certd_api::{
-    config::{Basic, Est, EstAuth, Issuance, KeyPair, Method, Options},
+    config::{Basic, Est, EstAuth, EstUrl, Issuance, KeyPair, Method, Options},
     renewal::AutoRenew,
 };
 use aziot_log::chain;
-use url::Url;
+use aziot_pki::key::next_id;
 
 use super::url::ServerUrl;
 use crate::issuance;
@@ -58,6 +58,8 @@ pub(crate) struct IdentitySettings {
     /// Its subject in place of that of the certificate that needs it; attributes as the configuration has them.
     pub(crate) subject: Option<BTreeMap<String, String>>,
     pub(crate) policy: AutoRenew,
+    /// Why its key pair is never replaced by a new one: something else needs it, or the name that the new one would have.
+    pub(crate) key_conflict: Option<String>,
 }
 
 /// All settings of EST that hold together.
@@ -104,12 +106,12 @@ fn target(est: &Est, id: &str, options: &Options) -> Result<Target, Missing> {
     Ok(Target { access, identity: auth.identity.clone() })
 }
 
-fn url<'a>(est: &'a Est, id: &str, options: &'a Options) -> Option<&'a Url> {
+fn url<'a>(est: &'a Est, id: &str, options: &'a Options) -> Option<&'a EstUrl> {
     options.url.as_ref().or_else(|| est.urls.get(id)).or_else(|| est.urls.get(DEFAULT_URL))
 }
 
-fn access(est: &Est, options: &Options, auth: &EstAuth, url: &Url) -> Result<Access, Missing> {
-    let url = ServerUrl::new(url).ok_or_else(|| Missing::Scheme(url.scheme().to_owned()))?;
+fn access(est: &Est, options: &Options, auth: &EstAuth, url: &EstUrl) -> Result<Access, Missing> {
+    let url = ServerUrl::new(url).ok_or_else(|| Missing::Scheme(url.expose().scheme().to_owned()))?;
     Ok(Access { url, basic: auth.basic.clone(), reenroll: options.simplereenroll.unwrap_or(est.simplereenroll) })
 }
 
@@ -121,7 +123,8 @@ fn identities(issuance: &Issuance, est: &Est) -> Vec<IdentitySettings> {
         if let Some(pair) = auth.identity.clone() {
             let (bootstrap, subject) = (auth.bootstrap_identity.clone(), subject.cloned());
             let key = (pair.cert.clone(), pair.pk.clone());
-            found.insert(key, IdentitySettings { pair, bootstrap, access, subject, policy });
+            let key_conflict = None;
+            found.insert(key, IdentitySettings { pair, bootstrap, access, subject, policy, key_conflict });
         }
     };
     if let Some(auth) = &est.auth {
@@ -133,7 +136,35 @@ fn identities(issuance: &Issuance, est: &Est) -> Vec<IdentitySettings> {
             add(auth, access, options.identity_subject.as_ref());
         }
     }
-    found.into_values().collect()
+    let mut identities: Vec<_> = found.into_values().collect();
+    let conflicts: Vec<_> =
+        identities.iter().map(|identity| key_conflict(issuance, &identities, &identity.pair)).collect();
+    for (identity, conflict) in identities.iter_mut().zip(conflicts) {
+        identity.key_conflict = conflict;
+    }
+    identities
+}
+
+/// Who else needs the key pair of the identity `pair`, or what the next one is called until it takes its place.
+fn key_conflict(issuance: &Issuance, identities: &[IdentitySettings], pair: &KeyPair) -> Option<String> {
+    let next = next_id(&pair.pk);
+    let is_taken = |pk: &str| pk == pair.pk || pk == next;
+    for other in identities.iter().filter(|other| other.pair != *pair) {
+        if is_taken(&other.pair.pk) || next_id(&other.pair.pk) == pair.pk {
+            return Some(format!("the EST identity {:?} has the key pair {:?}", other.pair.cert, other.pair.pk));
+        }
+    }
+    let bootstraps = identities.iter().filter_map(|identity| identity.bootstrap.as_ref());
+    if let Some(bootstrap) = bootstraps.into_iter().find(|bootstrap| is_taken(&bootstrap.pk)) {
+        return Some(format!("the bootstrap identity {:?} has the key pair {:?}", bootstrap.cert, bootstrap.pk));
+    }
+    if let Some(local_ca) = issuance.local_ca.as_ref().filter(|local_ca| is_taken(&local_ca.pk)) {
+        return Some(format!("the local CA has the key pair {:?}", local_ca.pk));
+    }
+    let mut own_keys = issuance.certificates.iter().filter(|(_, options)| options.method == Method::SelfSigned);
+    own_keys
+        .find(|(id, _)| is_taken(id))
+        .map(|(id, _)| format!("the self-signed certificate {id:?} has the key pair {id:?}"))
 }
 
 /// Where the identity that certificates share is renewed. Without a URL of its own it is one of those certificates' servers,
@@ -191,10 +222,34 @@ pub(crate) fn oddities(issuance: &Issuance) -> Vec<String> {
     for identity in identities(issuance, est).iter().filter(|identity| identity.access.is_none()) {
         odd.push(format!("the EST identity {:?} has no usable URL and will not be renewed", identity.pair.cert));
     }
+    odd.extend(sharing_oddities(&identities(issuance, est)));
     odd
 }
 
-fn url_oddities(place: &str, url: &Url) -> Vec<String> {
+/// Identities that get in each other's way. They are in the order of their certificates.
+fn sharing_oddities(identities: &[IdentitySettings]) -> Vec<String> {
+    let mut odd = Vec::new();
+    for IdentitySettings { pair, key_conflict, .. } in identities {
+        if let Some(conflict) = key_conflict {
+            odd.push(format!(
+                "the EST identity {:?} never gets a new key in place of {:?}: {conflict}",
+                pair.cert, pair.pk
+            ));
+        }
+    }
+    for (one, other) in identities.iter().zip(identities.iter().skip(1)) {
+        if one.pair.cert == other.pair.cert {
+            odd.push(format!(
+                "two EST identities have the certificate {:?}, with the key pairs {:?} and {:?}, and replace each other's",
+                one.pair.cert, one.pair.pk, other.pair.pk
+            ));
+        }
+    }
+    odd
+}
+
+fn url_oddities(place: &str, url: &EstUrl) -> Vec<String> {
+    let url = url.expose();
     let mut odd = Vec::new();
     if url.scheme() == "http" {
         odd.push(format!("{place} is an http URL: the server is not authenticated, and credentials go in clear"));
@@ -311,5 +366,34 @@ mod tests {
         }
         assert_eq!(odd.len(), 7, "{odd:#?}");
         assert!(!odd.concat().contains("hunter2"));
+    }
+
+    #[test]
+    fn a_key_pair_that_something_else_needs_is_kept() {
+        let of = |cert: &str, pk: &str| {
+            format!("method = \"est\", url = \"https://a\", identity_cert = \"{cert}\", identity_pk = \"{pk}\"")
+        };
+        let with_bootstrap = |pk: &str| format!("bootstrap_identity_cert = \"b\", bootstrap_identity_pk = \"{pk}\"");
+        let conflicts = |text: &str| {
+            let issuance = issuance(text);
+            let identities = EstSettings::new(&issuance).identities;
+            let told = oddities(&issuance).iter().filter(|line| line.contains("never gets a new key")).count();
+            let kept: Vec<_> = identities.iter().map(|one| one.key_conflict.is_some()).collect();
+            assert_eq!(told, kept.iter().filter(|kept| **kept).count());
+            kept
+        };
+        let two = |one: &str, other: &str| format!("x = {{ {} }}\ny = {{ {} }}\n", of("i", one), of("j", other));
+        assert_eq!(conflicts(&two("k", "l")), [false, false]);
+        assert_eq!(conflicts(&two("k", "k")), [true, true]);
+        assert_eq!(conflicts(&two("k", "k-temp")), [true, true]);
+        for (pk, kept) in [("b", false), ("k", true), ("k-temp", true), ("k-tempest", false)] {
+            let text = format!("x = {{ {}, {} }}", of("i", "k"), with_bootstrap(pk));
+            assert_eq!(conflicts(&text), [kept], "{pk}");
+        }
+        let one = format!("x = {{ {} }}\n", of("i", "k"));
+        assert_eq!(conflicts(&format!("{one}k-temp = {{ method = \"self_signed\" }}")), [true]);
+        assert_eq!(conflicts(&format!("{one}[cert_issuance.local_ca]\ncert = \"c\"\npk = \"k\"")), [true]);
+        let same = issuance(&format!("x = {{ {} }}\ny = {{ {} }}\n", of("i", "k"), of("i", "l")));
+        assert!(oddities(&same).iter().any(|line| line.contains("replace each other's")));
     }
 }

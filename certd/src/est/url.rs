@@ -2,6 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
+use aziot_certd_api::config::EstUrl;
 use http::{Uri, uri::InvalidUri};
 use url::Url;
 
@@ -11,7 +12,8 @@ pub(crate) struct ServerUrl(Arc<Url>);
 
 impl ServerUrl {
     /// `None` if it is neither `http` nor `https`.
-    pub(crate) fn new(url: &Url) -> Option<Self> {
+    pub(crate) fn new(url: &EstUrl) -> Option<Self> {
+        let url = url.expose();
         if !matches!(url.scheme(), "http" | "https") {
             return None;
         }
@@ -56,8 +58,12 @@ impl fmt::Debug for ServerUrl {
 mod tests {
     use super::*;
 
+    fn parsed(url: &str) -> EstUrl {
+        url.parse::<Url>().unwrap().into()
+    }
+
     fn server(url: &str) -> ServerUrl {
-        ServerUrl::new(&url.parse().unwrap()).unwrap()
+        ServerUrl::new(&parsed(url)).unwrap()
     }
 
     #[test]
@@ -83,7 +89,7 @@ mod tests {
     #[test]
     fn other_schemes_are_refused() {
         for url in ["ftp://h/", "file:///x", "mailto:a@b"] {
-            assert!(ServerUrl::new(&url.parse().unwrap()).is_none(), "{url}");
+            assert!(ServerUrl::new(&parsed(url)).is_none(), "{url}");
         }
         assert!(server("http://h").is_clear() && !server("https://h").is_clear());
     }

@@ -44,6 +44,7 @@ pub(super) struct Device {
     pub(super) server: TestServer,
     pub(super) certificates: Arc<Certificates>,
     pub(super) keyd: Client,
+    pub(super) surroundings: Surroundings,
     _tasks: JoinSet<()>,
 }
 
@@ -66,13 +67,14 @@ impl Device {
         let endpoint = |socket| Endpoint::Unix(socket);
         let keyd = aziot_keyd_api::client(&endpoint(socket.clone()), Retry::local(0)).unwrap();
         let through_route = aziot_keyd_api::client(&endpoint(route(socket)), Retry::local(0)).unwrap();
-        let settings = settings(folder.path(), config, through_route.clone());
+        let surroundings = surroundings(through_route);
+        let settings = settings(folder.path(), config, &surroundings);
         let engine = Engine::new(SystemClock::new());
-        let certificates = Arc::new(Certificates::new(settings, through_route, engine.clone(), patience()));
+        let certificates = Arc::new(Certificates::new(settings, &surroundings, engine.clone(), patience()));
         certificates.look_after().await;
         tasks.spawn(async move { engine.run().await });
         let server = TestServer::start(http::routes(Arc::clone(&certificates)));
-        Self { folder, server, certificates, keyd, _tasks: tasks }
+        Self { folder, server, certificates, keyd, surroundings, _tasks: tasks }
     }
 
     pub(super) fn put_file(&self, name: &str, bytes: impl AsRef<[u8]>) {
@@ -102,19 +104,23 @@ pub(super) fn patience() -> Patience {
     Patience { caller: Duration::from_secs(4), retry, decision: Duration::from_secs(60) }
 }
 
-pub(super) fn settings(folder: &Path, config: &str, keyd: Client) -> Settings {
+fn surroundings(keyd: Client) -> Surroundings {
+    let limits = Limits {
+        connect: Duration::from_secs(5),
+        authorities: Duration::from_secs(2),
+        exchange: Duration::from_secs(8),
+    };
+    Surroundings::new(keyd, None, limits)
+}
+
+pub(super) fn settings(folder: &Path, config: &str, surroundings: &Surroundings) -> Settings {
     let config = config.replace('@', folder.to_str().unwrap());
     let uid = folder.metadata().unwrap().uid();
     let text =
         format!("homedir_path = \"{}\"\n{config}\n[[principal]]\nuid = {uid}\ncerts = [\"*\"]\n", folder.display());
     let loaded = aziot_config::load_str::<Config>("config.toml", &text).unwrap();
     assert!(loaded.findings.is_empty(), "{:?}", loaded.findings);
-    let limits = Limits {
-        connect: Duration::from_secs(5),
-        authorities: Duration::from_secs(2),
-        exchange: Duration::from_secs(8),
-    };
-    Settings::new(folder, loaded.value, &Surroundings { keyd, proxy: None, limits })
+    Settings::new(folder, loaded.value, surroundings)
 }
 
 /// The socket of a key service that is ready.

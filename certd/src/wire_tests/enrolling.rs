@@ -1,18 +1,25 @@
 //! Certificates over EST as their callers, and the server, see it (certs.md, section 5).
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use aziot_certd_api::certificate::CreateCertificate;
 use aziot_http::testing::RawReply;
+use aziot_pki::tls::Proxy;
 use openssl::{hash::MessageDigest, x509::X509, x509::X509ReqBuilder};
 use serde_json::json;
 use tokio::time::timeout;
 
 use super::{
-    device::{Device, member, openssl, until},
+    device::{Device, member, openssl, patience, settings, until},
     est_server::{EstServer, Reply, name, new_key, public},
 };
-use crate::test_vectors::{CA, REQUEST};
+use crate::{
+    est::Surroundings,
+    test_vectors::{CA, CA_SCALAR, REQUEST},
+};
 
 const PKCS7: &str = "content-type: application/pkcs7-mime\r\n";
 
@@ -197,29 +204,124 @@ async fn a_decision_that_is_put_off_is_waited_for() {
 }
 
 #[tokio::test]
-async fn a_caller_who_leaves_stops_nothing_and_an_import_is_not_undone() {
+async fn a_caller_who_hangs_up_stops_nothing_and_what_is_done_after_it_is_not_undone() {
     let server = EstServer::start().await;
     let device = Device::start(&config(&server), &[]).await;
-    let leave = async || {
+    let hang_up = async || {
         server.seen();
         server.script("simpleenroll", [Reply::Raw(202, "retry-after: 2\r\n", Vec::new())]);
         // Another one each time: the same would join one that has not quite ended.
-        let call = CreateCertificate { cert_id: "enrolled".into(), csr: other_request(), issuer: None };
+        let request = other_request();
         tokio::select! {
-            _ = device.certificates.create(0, call) => panic!("answered too early"),
+            _ = device.post("enrolled", &request, None) => panic!("answered too early"),
             () = until(async || server.operations().len() == 2) => {}
         }
     };
-    leave().await;
+    let finish = async || device.certificates.enrolments().finish(Duration::from_secs(10)).await;
+    hang_up().await;
     until(async || get(&device, "enrolled").await.status == 200).await;
 
-    // Nobody waits for this one any more when somebody else decides what is stored.
-    leave().await;
-    let import = json!({ "pem": CA }).to_string();
-    assert_eq!(device.send("PUT", "/certificates/enrolled", &import).await.status, 201);
-    device.certificates.enrolments().finish(Duration::from_secs(10)).await;
+    hang_up().await;
+    assert_eq!(device.send("PUT", "/certificates/enrolled", &import_of(CA)).await.status, 201);
+    finish().await;
     assert_eq!(member(&get(&device, "enrolled").await, "pem"), CA);
     assert_eq!(server.operations(), ["cacerts", "simpleenroll"], "given up");
+
+    hang_up().await;
+    assert_eq!(device.send("DELETE", "/certificates/enrolled", "").await.status, 204);
+    finish().await;
+    assert_eq!(get(&device, "enrolled").await.status, 400);
+}
+
+#[tokio::test]
+async fn who_waits_for_what_is_overtaken_is_told_so() {
+    let server = EstServer::start().await;
+    let device = Device::start(&config(&server), &[]).await;
+    server.script("simpleenroll", [Reply::Raw(202, "retry-after: 30\r\n", Vec::new())]);
+    let import = async {
+        until(async || server.operations().len() == 2).await;
+        device.send("PUT", "/certificates/enrolled", &import_of(CA)).await
+    };
+    let begun = Instant::now();
+    let (waiting, import) = futures_util::future::join(device.post("enrolled", REQUEST, None), import).await;
+    assert_eq!((waiting.status, import.status), (500, 201));
+    assert!(begun.elapsed() < patience().caller, "at once");
+    assert_eq!(member(&get(&device, "enrolled").await, "pem"), CA);
+}
+
+#[tokio::test]
+async fn what_is_issued_here_is_not_undone_by_a_server_that_took_its_time() {
+    let server = EstServer::start().await;
+    let config = format!("{}[preloaded_certs]\nca = \"file://@/ca.pem\"\n", config(&server));
+    let device = Device::start(&config, &[("ca", CA_SCALAR)]).await;
+    device.put_file("ca.pem", CA);
+    server.script("simpleenroll", [Reply::Raw(202, "retry-after: 2\r\n", Vec::new())]);
+    tokio::select! {
+        _ = device.post("enrolled", REQUEST, None) => panic!("answered too early"),
+        () = until(async || server.operations().len() == 2) => {}
+    }
+    let local = device.post("enrolled", REQUEST, Some(("ca", &device.handle("ca").await))).await;
+    assert_eq!(local.status, 201, "{}", local.body);
+    device.certificates.enrolments().finish(Duration::from_secs(10)).await;
+    assert_eq!(member(&get(&device, "enrolled").await, "pem"), member(&local, "pem"));
+}
+
+#[tokio::test]
+async fn of_two_that_are_issued_at_the_same_time_the_newer_stays() {
+    let server = EstServer::start().await;
+    let device = Device::start(&config(&server), &[]).await;
+    server.script("simpleenroll", [Reply::Raw(202, "retry-after: 1\r\n", Vec::new())]);
+    let turn = device.certificates.turns.take("enrolled").await;
+    let older = device.post("enrolled", REQUEST, None);
+    let newer = async {
+        until(async || server.operations().len() == 2).await;
+        device.post("enrolled", &other_request(), None).await
+    };
+    let release = async {
+        until(async || server.operations().iter().filter(|one| *one == "simpleenroll").count() == 3).await;
+        // For the older one to be next in line. Too short a time would hide a fault, not make one.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        drop(turn);
+    };
+    let posts = futures_util::future::join(older, newer);
+    let ((older, newer), ()) = futures_util::future::join(posts, release).await;
+    assert_eq!((older.status, newer.status), (500, 201));
+    assert_eq!(member(&get(&device, "enrolled").await, "pem"), member(&newer, "pem"));
+}
+
+#[tokio::test]
+async fn an_empty_list_of_ca_certificates_is_none() {
+    let server = EstServer::start().await;
+    let device = Device::start(&config(&server), &[]).await;
+    let empty = || Reply::Raw(200, PKCS7, b"MAsGCSqGSIb3DQEHAg==".to_vec());
+    server.script("cacerts", [empty(), empty()]);
+    assert_eq!(device.post("enrolled", REQUEST, None).await.status, 500, "a leaf alone");
+    assert_eq!(device.post("enrolled", REQUEST, None).await.status, 201);
+    server.script("cacerts", [empty()]);
+    let reply = device.post("enrolled", REQUEST, None).await;
+    assert_eq!(X509::stack_from_pem(member(&reply, "pem").as_bytes()).unwrap().len(), 3, "known ones serve");
+}
+
+/// The server plays the proxy too: it looks at no more of a target than its last part.
+#[tokio::test]
+async fn a_proxy_behind_tls_passes_on_what_goes_to_a_server_in_clear() {
+    let proxy = EstServer::start_tls().await;
+    let text = "[cert_issuance.enrolled]\nmethod = \"est\"\nurl = \"http://est.example/\"\nusername = \"u\"\n\
+                password = \"p\"\n[cert_issuance.est]\ntrusted_certs = [\"root\"]\n[preloaded_certs]\n\
+                root = \"file://@/root.pem\"\n";
+    let device = Device::start(text, &[]).await;
+    device.put_file("root.pem", pem(&proxy.authority.root));
+    let uri = proxy.url.strip_suffix("/.well-known/est").unwrap();
+    let through = Some(Arc::new(Proxy::new(uri, "").unwrap()));
+    let surroundings = Surroundings { proxy: through, ..device.surroundings.clone() };
+    device.certificates.replace_settings(settings(device.folder.path(), text, &surroundings)).await;
+    let reply = device.post("enrolled", REQUEST, None).await;
+    assert_eq!(reply.status, 201, "{}", reply.body);
+    assert!(proxy.seen()[0].head.starts_with("GET http://est.example/cacerts "));
+}
+
+fn import_of(pem: &str) -> String {
+    json!({ "pem": pem }).to_string()
 }
 
 #[tokio::test]

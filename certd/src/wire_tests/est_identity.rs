@@ -35,16 +35,19 @@ use super::{
     est_server::{Authority, EstServer, Reply, name, public, read_message},
 };
 use crate::{
-    est::identity::{Identity, Wish},
+    est::{
+        Surroundings,
+        identity::{Identity, Wish},
+    },
     settings::Settings,
     test_vectors::{CA_SCALAR, LEAF_SCALAR, REQUEST},
 };
 
 /// Where a certificate is noted whose key is being moved; the id as it stands in a path.
-const NOTE: &str = "%00%2Fest-id";
-const KEYS: &[(&str, &str)] = &[("bootstrap", CA_SCALAR), ("fixed", LEAF_SCALAR)];
+pub(super) const NOTE: &str = "%00%2Fest-id";
+pub(super) const KEYS: &[(&str, &str)] = &[("bootstrap", CA_SCALAR), ("fixed", LEAF_SCALAR)];
 
-fn config(url: &str, more: &str) -> String {
+pub(super) fn config(url: &str, more: &str) -> String {
     format!(
         "[cert_issuance]\ndevice-id = {{ method = \"est\" }}\n[cert_issuance.est]\ntrusted_certs = [\"root\"]\n\
          identity_cert = \"est-id\"\nidentity_pk = \"est-key\"\nbootstrap_identity_cert = \"bootstrap\"\n\
@@ -53,27 +56,27 @@ fn config(url: &str, more: &str) -> String {
     )
 }
 
-async fn device(server: &EstServer, more: &str) -> Device {
+pub(super) async fn device(server: &EstServer, more: &str) -> Device {
     let device = Device::start(&config(&server.url, more), KEYS).await;
     put_authority(&device, &server.authority);
     device
 }
 
-fn put_authority(device: &Device, authority: &Authority) {
+pub(super) fn put_authority(device: &Device, authority: &Authority) {
     let bootstrap = authority.issue(&name("bootstrap"), &public(&p256(CA_SCALAR)), (-60, 86_400), &[]);
     let chain = [&bootstrap, &authority.intermediate].map(|one| one.to_pem().unwrap()).concat();
     device.put_file("bootstrap.pem", chain);
     device.put_file("root.pem", authority.root.to_pem().unwrap());
 }
 
-async fn import(device: &Device, id: &str, chain: &[&X509]) {
+pub(super) async fn import(device: &Device, id: &str, chain: &[&X509]) {
     let pem = chain.iter().map(|one| String::from_utf8(one.to_pem().unwrap()).unwrap()).collect::<String>();
     let target = format!("/certificates/{id}");
     assert_eq!(device.send("PUT", &target, &json!({ "pem": pem }).to_string()).await.status, 201);
 }
 
 /// The public half of a key pair, if it is there.
-async fn key(device: &Device, id: &str) -> Option<PKey<Public>> {
+pub(super) async fn key(device: &Device, id: &str) -> Option<PKey<Public>> {
     match device.keyd.send(&LoadKeyPair { key_id: id.to_owned() }).await {
         Ok(handle) => {
             let key = RemoteKey::load(&device.keyd, handle.key_handle).await.unwrap();
@@ -86,13 +89,13 @@ async fn key(device: &Device, id: &str) -> Option<PKey<Public>> {
     }
 }
 
-async fn make_key(device: &Device, id: &str) -> PKey<Public> {
+pub(super) async fn make_key(device: &Device, id: &str) -> PKey<Public> {
     let call = CreateKeyPair { key_id: id.to_owned(), preferred_algorithms: Some("ec-p256".to_owned()) };
     device.keyd.send(&call).await.unwrap();
     key(device, id).await.unwrap()
 }
 
-async fn stored(device: &Device, id: &str) -> Option<X509> {
+pub(super) async fn stored(device: &Device, id: &str) -> Option<X509> {
     let reply = device.send("GET", &format!("/certificates/{id}"), "").await;
     (reply.status == 200).then(|| X509::from_pem(member(&reply, "pem").as_bytes()).unwrap())
 }
@@ -103,7 +106,7 @@ fn common_name(certificate: &X509) -> String {
 }
 
 /// Who was shown to the server, and what it was asked, as `identity operation`.
-fn shown(server: &EstServer) -> Vec<String> {
+pub(super) fn shown(server: &EstServer) -> Vec<String> {
     let seen = server.seen().into_iter();
     seen.map(|seen| {
         let client = seen.client.first().map_or_else(|| "-".to_owned(), common_name);
@@ -113,14 +116,14 @@ fn shown(server: &EstServer) -> Vec<String> {
     .collect()
 }
 
-async fn renewals(device: &Device) -> Vec<Value> {
+pub(super) async fn renewals(device: &Device) -> Vec<Value> {
     let reply = device.send("GET", "/renewals", "").await;
     assert_eq!(reply.status, 200);
     let body: Value = serde_json::from_str(&reply.body).unwrap();
     body["renewals"].as_array().unwrap().clone()
 }
 
-async fn assert_whole(device: &Device) {
+pub(super) async fn assert_whole(device: &Device) {
     let (certificate, key) = (stored(device, "est-id").await.unwrap(), key(device, "est-key").await.unwrap());
     assert!(certificate.public_key().unwrap().public_eq(&key), "certificate and key fit");
 }
@@ -256,33 +259,6 @@ async fn it_is_renewed_with_a_new_key_while_others_use_it() {
     assert!(renewals(&device).await.iter().all(|renewal| renewal["failedAttempts"] == 0));
 }
 
-/// A key of the operator's is not replaced: the key service says 403, and the certificate is renewed all the same.
-#[tokio::test]
-async fn one_with_a_fixed_key_is_renewed_with_it() {
-    let server = EstServer::start_tls().await;
-    let authority = Arc::clone(&server.authority);
-    let config = config(&server.url, "").replace("identity_pk = \"est-key\"", "identity_pk = \"fixed\"");
-    let device = Device::start(&config, KEYS).await;
-    put_authority(&device, &authority);
-    let identity = identity(&settings_of(&device, &config), "fixed");
-    let old = authority.issue(&name("old"), &public(&p256(LEAF_SCALAR)), (-60, 3600), &[]);
-    import(&device, "est-id", &[&old, &authority.intermediate]).await;
-    let chain = || async { identity.current().await.unwrap() };
-    let renewed = identity.renew(chain().await).await.unwrap();
-    assert!(renewed.rotated);
-    let refused = identity.commit(chain().await, renewed).await.unwrap_err();
-    assert!(matches!(refused, Failure::Retryable(_)));
-    assert!(stored(&device, "est-id").await.unwrap() == old, "nothing was lost");
-    assert!(key(&device, "fixed-temp").await.is_none());
-
-    let renewed = identity.renew(chain().await).await.unwrap();
-    assert!(!renewed.rotated);
-    identity.commit(chain().await, renewed).await.unwrap();
-    identity.repair().await.unwrap();
-    let new = stored(&device, "est-id").await.unwrap();
-    assert!(new != old && new.public_key().unwrap().public_eq(&p256(LEAF_SCALAR)));
-}
-
 #[tokio::test]
 async fn a_decision_about_the_identity_is_waited_for_with_the_same_request() {
     let server = EstServer::start_tls().await;
@@ -304,7 +280,7 @@ async fn servers_that_renew_elsewhere_get_subject_and_names_as_they_were() {
     let text = config(&server.url, "simplereenroll = true");
     let identity = identity(&settings_of(&device, &text), "est-key");
     let new = identity.renew(identity.current().await.unwrap()).await.unwrap();
-    assert!(new.rotated && new.key_id == "est-key-temp");
+    assert_eq!(new.key_id, "est-key-temp");
     let asked = server.seen().pop().unwrap();
     assert_eq!(asked.operation, "simplereenroll");
     let request = STANDARD.decode(asked.body.split_whitespace().collect::<String>()).unwrap();
@@ -317,11 +293,16 @@ async fn servers_that_renew_elsewhere_get_subject_and_names_as_they_were() {
     assert_whole(&device).await;
 }
 
-fn settings_of(device: &Device, config: &str) -> Settings {
-    settings(device.folder.path(), config, device.keyd.clone())
+/// The device's own surroundings, with the key service where it is.
+fn straight(device: &Device) -> Surroundings {
+    Surroundings { keyd: device.keyd.clone(), ..device.surroundings.clone() }
 }
 
-fn identity(settings: &Settings, key: &str) -> Arc<Identity> {
+pub(super) fn settings_of(device: &Device, config: &str) -> Settings {
+    settings(device.folder.path(), config, &straight(device))
+}
+
+pub(super) fn identity(settings: &Settings, key: &str) -> Arc<Identity> {
     let pair = KeyPair { cert: "est-id".to_owned(), pk: key.to_owned() };
     Arc::clone(settings.est.identity(&pair).unwrap())
 }
@@ -367,7 +348,8 @@ impl Cutter {
 
     fn identity(&self, device: &Device, text: &str) -> (Settings, Arc<Identity>) {
         let keyd = aziot_keyd_api::client(&Endpoint::Unix(self.socket.clone()), Retry::local(0)).unwrap();
-        let settings = settings(device.folder.path(), text, keyd);
+        let surroundings = Surroundings { keyd, ..device.surroundings.clone() };
+        let settings = settings(device.folder.path(), text, &surroundings);
         let identity = identity(&settings, "est-key");
         (settings, identity)
     }

@@ -2,6 +2,8 @@
 //!
 //! Whether a chain can be trusted is not asked here.
 
+use std::collections::HashSet;
+
 use openssl::{
     asn1::{Asn1Time, Asn1TimeRef},
     error::ErrorStack,
@@ -18,6 +20,13 @@ use crate::{
 pub(super) const LABEL: &str = "CERTIFICATE";
 /// What very old programs write.
 const OLD_LABEL: &str = "X509 CERTIFICATE";
+
+/// Issuers above a leaf; a public one has two.
+const DEPTH: usize = 10;
+/// Certificates of authorities that are looked at and kept; a server in the middle of a change of its root sends about six.
+const AUTHORITIES: usize = 32;
+/// Signatures that are verified to put a chain in order. Names alone say little: a server can give all the same one.
+const SIGNATURES: usize = 64;
 
 /// Why something is no chain of certificates.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +69,14 @@ pub struct Validity {
     pub not_after: i64,
 }
 
+impl Validity {
+    /// Whether a certificate with these dates is of no use any more, or never was; `now` in seconds since 1970.
+    #[must_use]
+    pub fn is_over(&self, now: i64) -> bool {
+        self.not_before >= self.not_after || self.not_after <= now
+    }
+}
+
 impl Chain {
     /// Reads all certificates in `text`. Other PEM blocks and free text are skipped; no block makes an empty chain.
     pub fn from_pem(text: &str) -> Result<Self, ChainError> {
@@ -86,7 +103,8 @@ impl Chain {
     ///
     /// First the certificate in `answer` that has the key, then its issuers as far as they are among `answer` and `authorities`
     /// (found by name and signature), then the rest of `authorities` as they came. Nothing is there twice. What `answer` holds
-    /// beyond that is left out: it belongs to somebody else.
+    /// beyond that is left out: it belongs to somebody else. Of what no server needs, many authorities, long chains, or many
+    /// issuers of one name, the end is left out.
     pub fn for_key(
         info: &SubjectPublicKeyInfoOwned,
         answer: Vec<X509>,
@@ -96,17 +114,23 @@ impl Chain {
         let count = answer.len();
         let mut pool = answer;
         let leaf = pool.iter().position(|certificate| is_for(certificate, &key)).ok_or(ChainError::NoLeaf { count })?;
-        let mut chain = vec![pool.remove(leaf)];
+        let leaf = pool.remove(leaf);
+        if authorities.len() > AUTHORITIES {
+            tracing::warn!("{} certificates of authorities were sent, {AUTHORITIES} are kept", authorities.len());
+        }
+        let authorities = &authorities[..authorities.len().min(AUTHORITIES)];
         pool.extend_from_slice(authorities);
-        // Each round takes a certificate that is not in the chain yet, so circles of issuers end.
-        while let Some(issuer) = chain.last().and_then(|last| issuer_of(last, &pool, &chain)) {
-            chain.push(issuer);
+        // Each round takes a certificate out, so circles of issuers end.
+        let mut there = HashSet::from([fingerprint(&leaf)]);
+        pool.retain(|certificate| there.insert(fingerprint(certificate)));
+        let (mut sought, mut chain) = (Sought { signatures: SIGNATURES }, vec![leaf]);
+        while chain.len() <= DEPTH
+            && let Some(position) = chain.last().and_then(|last| sought.issuer_of(last, &pool))
+        {
+            chain.push(pool.remove(position));
         }
-        for authority in authorities {
-            if !contains(&chain, authority) {
-                chain.push(authority.clone());
-            }
-        }
+        let mut there: HashSet<_> = chain.iter().map(|one| fingerprint(one)).collect();
+        chain.extend(authorities.iter().filter(|authority| there.insert(fingerprint(authority))).cloned());
         Ok(Self(chain))
     }
 
@@ -141,7 +165,7 @@ impl Chain {
     /// SHA-256 of the first certificate's DER: two chains with the same are of the same certificate.
     #[must_use]
     pub fn fingerprint(&self) -> Option<[u8; 32]> {
-        Some(openssl::sha::sha256(&self.leaf()?.to_der().ok()?))
+        fingerprint(self.leaf()?)
     }
 
     /// The dates of the first certificate; `None` if there is none, or its dates are none.
@@ -169,21 +193,31 @@ fn is_for(certificate: &X509Ref, key: &PKeyRef<Public>) -> bool {
     certificate.public_key().is_ok_and(|own| own.public_eq(key))
 }
 
-fn issuer_of(certificate: &X509Ref, pool: &[X509], chain: &[X509]) -> Option<X509> {
-    if is_issuer(certificate, certificate) {
-        return None;
+/// `None` for what cannot be written, which counts as one.
+fn fingerprint(certificate: &X509Ref) -> Option<[u8; 32]> {
+    certificate.to_der().ok().map(|bytes| openssl::sha::sha256(&bytes))
+}
+
+/// The search for issuers.
+struct Sought {
+    /// How many may yet be verified.
+    signatures: usize,
+}
+
+impl Sought {
+    /// Its place in `pool`.
+    fn issuer_of(&mut self, certificate: &X509Ref, pool: &[X509]) -> Option<usize> {
+        if self.is_issuer(certificate, certificate) {
+            return None;
+        }
+        pool.iter().position(|candidate| self.is_issuer(candidate, certificate))
     }
-    let mut candidates = pool.iter().filter(|candidate| !contains(chain, candidate));
-    candidates.find(|candidate| is_issuer(candidate, certificate)).cloned()
-}
 
-fn is_issuer(issuer: &X509Ref, certificate: &X509Ref) -> bool {
-    let fits = issuer.issued(certificate) == X509VerifyResult::OK;
-    fits && issuer.public_key().is_ok_and(|key| certificate.verify(&key).unwrap_or(false))
-}
-
-fn contains(chain: &[X509], certificate: &X509Ref) -> bool {
-    let bytes = |certificate: &X509Ref| certificate.to_der().ok();
-    let sought = bytes(certificate);
-    chain.iter().any(|there| bytes(there) == sought)
+    fn is_issuer(&mut self, issuer: &X509Ref, certificate: &X509Ref) -> bool {
+        if issuer.issued(certificate) != X509VerifyResult::OK || self.signatures == 0 {
+            return false;
+        }
+        self.signatures -= 1;
+        issuer.public_key().is_ok_and(|key| certificate.verify(&key).unwrap_or(false))
+    }
 }

@@ -29,7 +29,7 @@ pub enum Name {
     /// By its id, for whoever is authorized for it.
     Id(String),
     /// By a handle that somebody handed over.
-    Handle(String),
+    Handle(KeyHandle),
 }
 
 /// Why a key pair is not to be had.
@@ -62,7 +62,7 @@ impl KnownKeys {
             return Ok((key.clone(), true));
         }
         let handle = match name {
-            Name::Handle(handle) => KeyHandle(handle.clone()),
+            Name::Handle(handle) => handle.clone(),
             Name::Id(id) => {
                 let call = LoadKeyPair { key_id: id.clone() };
                 self.keyd.send(&call).await.map_err(UnknownKey::Handle)?.key_handle

@@ -16,6 +16,9 @@ use crate::certificate::Chain;
 /// Time for each step of a credential. It has limits of its own; this one is for when they fail.
 pub(super) const STEP_LIMIT: Duration = Duration::from_secs(600);
 
+/// How far a certificate may begin in the future: clocks differ.
+const EARLIEST: i64 = 300;
+
 /// How often a certificate that others replace is looked at before one lets it be for a while.
 const LOOKS: u32 = 3;
 
@@ -26,6 +29,8 @@ enum Refused {
     TooLong { step: &'static str },
     #[error("the new certificate ended on {not_after}, or before it begins")]
     Over { not_after: String },
+    #[error("the new certificate is not valid before {not_before}, and the old one still is")]
+    Early { not_before: String },
     #[error("the new certificate is the old one")]
     Same,
     #[error("the certificate is replaced from outside all the time")]
@@ -49,16 +54,25 @@ pub(super) enum Occasion {
     Need,
 }
 
+impl Occasion {
+    fn is_held_off(self, state: &State, now: i64) -> bool {
+        match self {
+            Self::Schedule => state.is_held_off(now),
+            Self::Need => state.is_refused(now),
+        }
+    }
+}
+
 impl Shared {
     /// Does what the credential needs now, if anything; failures go into its state. The caller holds its `attempt`.
     pub(super) async fn tend(&self, entry: &Entry, occasion: Occasion) {
         {
             let state = entry.state();
-            if state.retired || (occasion == Occasion::Schedule && state.is_held_off(self.now())) {
+            if state.retired || (occasion.is_held_off(&state, self.now()) && !state.is_in_doubt()) {
                 return;
             }
         }
-        if let Err(failure) = self.tend_now(entry).await {
+        if let Err(failure) = self.tend_now(entry, occasion).await {
             let now = self.now();
             let mut state = entry.state();
             state.failed(failure, self.clock.jitter(), now);
@@ -66,30 +80,50 @@ impl Shared {
         }
     }
 
-    async fn tend_now(&self, entry: &Entry) -> Result<(), Failure> {
+    async fn tend_now(&self, entry: &Entry, occasion: Occasion) -> Result<(), Failure> {
         let credential = entry.credential();
+        let mut may_repeat = true;
         // Once more when somebody imports a certificate meanwhile: its key may be another, and it need not be due.
-        for _ in 0..LOOKS {
+        let mut looks = 0;
+        while looks < LOOKS {
             self.examine(entry, &*credential).await?;
             let known = {
                 let mut state = entry.state();
                 let now = self.now();
-                if state.is_usable(now) && state.next_attempt(now) > now {
-                    if !state.is_held_off(now) {
-                        state.calm();
+                if state.check == Check::Nothing {
+                    if state.is_usable(now) && state.next_attempt(now) > now {
+                        if !state.is_held_off(now) {
+                            state.calm();
+                        }
+                        return Ok(());
                     }
-                    return Ok(());
+                    if occasion.is_held_off(&state, now) {
+                        return Ok(());
+                    }
                 }
-                state.known
+                state.known.filter(|_| state.check == Check::Nothing)
             };
+            looks += 1;
+            // Otherwise somebody has doubted it meanwhile.
+            let Some(known) = known else { continue };
             let old = limited("reading the certificate", credential.current()).await?;
             let stored = Known::of(&old).map_err(Failure::fatal)?;
-            if known == Some(stored) {
-                if self.renew(entry, &*credential, old, stored).await? == Outcome::Renewed {
-                    return Ok(());
-                }
-            } else {
+            if known != stored {
                 self.take_imported(entry, stored);
+                continue;
+            }
+            match self.renew(entry, &*credential, old, stored).await {
+                Ok(Outcome::Renewed) => return Ok(()),
+                Ok(Outcome::Overtaken) => {}
+                Err(Failure::AtOnce(error)) if may_repeat => {
+                    tracing::info!(
+                        { fields::CERTIFICATE_ID } = entry.certificate_id,
+                        { fields::ERROR } = %aziot_log::chain(&*error),
+                        "the renewal is tried again in another way"
+                    );
+                    (may_repeat, looks) = (false, 0);
+                }
+                Err(failure) => return Err(failure),
             }
         }
         Err(Failure::retryable(Refused::Restless))
@@ -97,14 +131,14 @@ impl Shared {
 
     /// Repairs the pair and reads the certificate, where either is in doubt.
     async fn examine(&self, entry: &Entry, credential: &dyn Credential) -> Result<(), Failure> {
-        let check = entry.state().check;
+        let check = entry.state().begin_check();
         if check == Check::Nothing {
             return Ok(());
         }
         if check == Check::Pair {
             let _alone = limited("waiting for the users of the key", alone(entry)).await?;
             match limited("repairing certificate and key", credential.repair()).await {
-                Ok(()) => entry.state().mismatched = false,
+                Ok(()) => entry.state().set_mismatched(false),
                 Err(Failure::Fatal(error)) => {
                     tracing::warn!(
                         { fields::CERTIFICATE_ID } = entry.certificate_id,
@@ -112,7 +146,7 @@ impl Shared {
                         { fields::ERROR } = %aziot_log::chain(&*error),
                         "certificate and key do not belong together; renewing now"
                     );
-                    entry.state().mismatched = true;
+                    entry.state().set_mismatched(true);
                 }
                 Err(failure) => return Err(failure),
             }
@@ -128,7 +162,7 @@ impl Shared {
         if state.known != Some(known) {
             state.know(known, self.clock.jitter(), self.now());
         }
-        state.check = Check::Nothing;
+        state.end_check();
         if is_first && !state.mismatched {
             self.announce(entry, &mut state, "will be renewed");
         }
@@ -139,7 +173,7 @@ impl Shared {
     pub(super) fn take_imported(&self, entry: &Entry, known: Known) {
         let mut state = entry.state();
         state.know(known, self.clock.jitter(), self.now());
-        state.check = Check::Pair;
+        state.doubt(Check::Pair);
         self.announce(entry, &mut state, "certificate was replaced from outside; the new one will be renewed");
     }
 
@@ -153,13 +187,18 @@ impl Shared {
         tracing::info!(
             { fields::CERTIFICATE_ID } = entry.certificate_id,
             { fields::KEY_ID } = entry.key_id,
-            { fields::NOT_AFTER } = date(known.not_after),
+            { fields::NOT_AFTER } = date(known.validity.not_after),
             "renewing the certificate"
         );
         let renewed = limited("the renewal", credential.renew(old.clone())).await?;
         let new = Known::of(&renewed.chain).map_err(Failure::retryable)?;
-        if new.is_over(self.now()) {
-            return Err(Failure::retryable(Refused::Over { not_after: date(new.not_after) }));
+        let now = self.now();
+        if new.validity.is_over(now) {
+            return Err(Failure::retryable(Refused::Over { not_after: date(new.validity.not_after) }));
+        }
+        let is_old_good = known.validity.not_before <= now && entry.state().is_usable(now);
+        if is_old_good && new.validity.not_before > now.saturating_add(EARLIEST) {
+            return Err(Failure::retryable(Refused::Early { not_before: date(new.validity.not_before) }));
         }
         if new.fingerprint == known.fingerprint {
             return Err(Failure::retryable(Refused::Same));
@@ -183,7 +222,11 @@ impl Shared {
             return Ok(Outcome::Overtaken);
         }
         // From here to the end of the commit anything may be true, also if this is never continued.
-        entry.state().check = Check::Pair;
+        {
+            let mut state = entry.state();
+            state.check = Check::Pair;
+            state.begin_check();
+        }
         let committed = limited("the replacement of certificate and key", credential.commit(old, renewed)).await;
         drop(alone);
         if let Err(failure) = committed {
@@ -213,7 +256,7 @@ impl Shared {
 
     fn announce(&self, entry: &Entry, state: &mut State, what: &'static str) {
         let now = self.now();
-        let not_after = state.known.map(|known| date(known.not_after)).unwrap_or_default();
+        let not_after = state.known.map(|known| date(known.validity.not_after)).unwrap_or_default();
         tracing::info!(
             { fields::CERTIFICATE_ID } = entry.certificate_id,
             { fields::KEY_ID } = entry.key_id,
@@ -242,7 +285,15 @@ fn report(entry: &Entry, state: &State, now: i64) {
     let next = date(state.next_attempt(now));
     let (certificate_id, key_id, attempt) = (&entry.certificate_id, &entry.key_id, state.failures);
     let error = aziot_log::chain(&**failure);
-    if failure.is_fatal() {
+    if let Failure::NotYet(..) = **failure {
+        tracing::info!(
+            { fields::CERTIFICATE_ID } = certificate_id,
+            { fields::KEY_ID } = key_id,
+            { fields::NEXT_RENEWAL } = next,
+            { fields::ERROR } = %error,
+            "the certificate is not issued yet, will be asked for again"
+        );
+    } else if failure.is_fatal() {
         tracing::error!(
             { fields::CERTIFICATE_ID } = certificate_id,
             { fields::KEY_ID } = key_id,
@@ -265,7 +316,7 @@ fn report(entry: &Entry, state: &State, now: i64) {
 
 /// The right to replace certificate and key.
 async fn alone(entry: &Entry) -> Result<tokio::sync::OwnedRwLockWriteGuard<()>, Failure> {
-    Ok(Arc::clone(&entry.pair).write_owned().await)
+    Ok(Arc::clone(&entry.locks.pair).write_owned().await)
 }
 
 pub(super) async fn limited<T>(

@@ -1,6 +1,6 @@
 //! What the engine asks of those who own a certificate and its key.
 
-use std::{error::Error, future::Future, pin::Pin};
+use std::{error::Error, fmt, future::Future, pin::Pin, time::Duration};
 
 use aziot_certd_api::renewal::AutoRenew;
 
@@ -47,21 +47,25 @@ pub trait Credential: Send + Sync {
 pub struct Renewed {
     /// The new certificate, the leaf first.
     pub chain: Chain,
-    /// Where its key is until the commit moves it: the credential's own key unless `rotated`.
+    /// Where its key is until the commit moves it; the credential's own key if that is kept.
     pub key_id: String,
-    /// Whether the key is a new one.
-    pub rotated: bool,
 }
 
-/// Why something was not done.
-#[derive(Debug, thiserror::Error)]
+/// Why something was not done. Shows and has for its cause what the error within does.
+#[derive(Debug)]
 pub enum Failure {
     /// It may work next time: tried again after the policy's retry period.
-    #[error(transparent)]
     Retryable(BoxError),
     /// It needs somebody to act: tried again at a slow rate.
-    #[error(transparent)]
     Fatal(BoxError),
+    /// The server has taken the request and wants to be asked again after this time. No failed attempt: nothing is wrong.
+    NotYet(Duration, BoxError),
+    /// The server is busy and wants to be left alone for this time: tried again after it or the policy's retry period,
+    /// whichever is longer.
+    Busy(Duration, BoxError),
+    /// It works in another way, which the credential takes from now on: tried again at once, and if that ends so too, as
+    /// with [`Retryable`](Self::Retryable).
+    AtOnce(BoxError),
 }
 
 impl Failure {
@@ -79,5 +83,38 @@ impl Failure {
     #[must_use]
     pub fn is_fatal(&self) -> bool {
         matches!(self, Self::Fatal(_))
+    }
+
+    /// The time for which the server wants to be left alone.
+    #[must_use]
+    pub fn asked_pause(&self) -> Option<Duration> {
+        match self {
+            Self::NotYet(pause, _) | Self::Busy(pause, _) => Some(*pause),
+            Self::Retryable(_) | Self::Fatal(_) | Self::AtOnce(_) => None,
+        }
+    }
+
+    /// What went wrong.
+    #[must_use]
+    pub fn error(&self) -> &(dyn Error + Send + Sync + 'static) {
+        match self {
+            Self::Retryable(error)
+            | Self::Fatal(error)
+            | Self::NotYet(_, error)
+            | Self::Busy(_, error)
+            | Self::AtOnce(error) => &**error,
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self.error(), formatter)
+    }
+}
+
+impl Error for Failure {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.error().source()
     }
 }

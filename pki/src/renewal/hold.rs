@@ -56,6 +56,14 @@ pub enum NotAvailable {
         /// Why the last attempt failed.
         source: Option<Arc<Failure>>,
     },
+    /// Somebody uses or replaces it for longer than one waits.
+    #[error("the certificate {certificate_id} is in use")]
+    Busy {
+        /// Name of the certificate.
+        certificate_id: String,
+        /// What one waited for.
+        source: Failure,
+    },
 }
 
 /// What one finds.
@@ -71,15 +79,15 @@ enum Look {
 impl Engine {
     /// The certificate of a credential, which stays with its key until the result is dropped.
     ///
-    /// One that is due is renewed first, unless that has just failed or is being done; one that is of no use, always. A
-    /// credential must not hold itself.
+    /// One that is due is renewed first, unless that has just failed or is being done; one that is of no use, always, but for
+    /// the minutes for which its server has asked to be left alone. A credential must not hold itself.
     pub async fn hold(&self, certificate_id: &str, key_id: &str) -> Result<Held, NotAvailable> {
         let unknown = || NotAvailable::Unknown { certificate_id: certificate_id.to_owned(), key_id: key_id.to_owned() };
         let entry = self.shared.find(certificate_id, key_id).ok_or_else(unknown)?;
         match self.shared.look(&entry).await? {
             Look::Good(held) => return Ok(held),
             // Somebody is at it, and the old one will do.
-            Look::Due(held) if entry.attempt.try_lock().is_err() => return Ok(held),
+            Look::Due(held) if entry.locks.attempt.try_lock().is_err() => return Ok(held),
             Look::Due(_) | Look::Useless => {}
         }
         self.shared.tend_for_use(&entry).await;
@@ -96,7 +104,7 @@ impl Engine {
 impl Shared {
     async fn look(&self, entry: &Entry) -> Result<Look, NotAvailable> {
         let unreadable = |source| NotAvailable::Unreadable { certificate_id: entry.certificate_id.clone(), source };
-        let pair = async { Ok(Arc::clone(&entry.pair).read_owned().await) };
+        let pair = async { Ok(Arc::clone(&entry.locks.pair).read_owned().await) };
         let pair = limited("waiting for the replacement of the certificate", pair).await.map_err(unreadable)?;
         let credential = {
             let state = entry.state();
@@ -112,7 +120,7 @@ impl Shared {
             return Ok(Look::Useless);
         }
         let now = self.now();
-        if stored.is_over(now) {
+        if stored.validity.is_over(now) {
             return Ok(Look::Useless);
         }
         let is_due = entry.state().next_attempt(now) <= now;
@@ -123,7 +131,7 @@ impl Shared {
     /// Tends the credential, or waits for somebody who does.
     async fn tend_for_use(&self, entry: &Entry) {
         let attempts = entry.state().attempts;
-        let turn = async { Ok(entry.attempt.lock().await) };
+        let turn = async { Ok(entry.locks.attempt.lock().await) };
         // The limit shows in the state that is found afterwards.
         let Ok(_turn) = limited("waiting for the renewal", turn).await else { return };
         // What has failed a moment ago fails again, and others wait as well.

@@ -3,6 +3,12 @@
 //! Certificate and key are in two places, and no step changes both. The certificate is replaced first, then the key moves
 //! from its temporary name. Between the two the new key is there, under the one name or the other, so that a crash at any
 //! step leaves enough to tell what is missing: a certificate that belongs to the temporary key wants that key moved.
+//!
+//! certd keeps a note of the next certificate beside its own EST identities and moves the key first, so that a refused move
+//! never costs the old certificate, which is what it would renew with. Through its API nobody can leave such a note, and
+//! without one a key that is moved first takes the new certificate with it in a crash. Here a crash just before a move that
+//! is then refused does cost the old certificate; the repair says that the pair is broken, and certd issues another one for
+//! the old key, for which it needs no proof by the lost one.
 
 use std::sync::{
     Arc,
@@ -26,12 +32,10 @@ use x509_cert::{ext::Extension, name::Name};
 use super::{BoxError, Credential, Doing, Failure, Renewed};
 use crate::{
     certificate::{Chain, ChainError},
-    key::{KeyError, RemoteKey},
+    key::{self, KeyError, RemoteKey},
     request::{self, CreateError},
 };
 
-/// Appended to the ids under which a new key and a new certificate come into being. Whoever renews needs the right to them.
-const TEMPORARY: &str = "-temp";
 /// How certd says that there is no such certificate; its status, 400, it has for much else.
 const ABSENT: &str = "caused by: not found";
 /// Keyd's statuses for a caller who may not use a key, and for a preloaded key that nobody may replace.
@@ -148,7 +152,7 @@ impl Issued {
     }
 
     fn temporary_key(&self) -> String {
-        format!("{}{TEMPORARY}", self.settings.key_id)
+        key::next_id(&self.settings.key_id)
     }
 
     async fn read(&self) -> Result<Chain, Error> {
@@ -268,7 +272,7 @@ impl Issued {
         };
         let request = request::create(subject, &self.settings.extensions, key).await;
         let csr = request.map_err(|source| Error::Request { id: key_id.to_owned(), source })?;
-        let temporary = format!("{id}{TEMPORARY}");
+        let temporary = key::next_id(id);
         let failed = |action| {
             let id = temporary.clone();
             move |source| Error::Certificate { action, id, source }
@@ -294,22 +298,24 @@ impl Issued {
 
     async fn renew_chain(&self, old: &Chain) -> Result<Renewed, Error> {
         let (key, key_id) = self.key_for_renewal().await?;
-        let rotated = key_id != self.settings.key_id;
         let issued = self.issue(old, &key, &key_id).await;
-        if issued.is_err() && rotated {
+        if issued.is_err() && key_id != self.settings.key_id {
             self.tidy().await;
         }
-        Ok(Renewed { chain: issued?, key_id, rotated })
+        Ok(Renewed { chain: issued?, key_id })
     }
 
     async fn replace(&self, old: &Chain, new: &Renewed) -> Result<(), Failure> {
         self.observer.before_commit(new).await?;
         // If it is not known whether it was stored, the repair sees it.
         self.store(&new.chain).await?;
-        if new.rotated
+        if new.key_id != self.settings.key_id
             && let Err(error) = self.move_key().await
         {
-            self.take_back(old, new, error).await?;
+            // If so, the key is kept from now on.
+            let is_refusal = error.is_refusal();
+            let taken_back = self.take_back(old, new, error).await;
+            taken_back.map_err(|error| if is_refusal { Failure::AtOnce(error.into()) } else { error.into() })?;
         }
         self.observer.committed(&new.chain);
         Ok(())

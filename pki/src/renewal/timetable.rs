@@ -4,6 +4,8 @@
 
 use aziot_certd_api::renewal::{AutoRenew, Period};
 
+use crate::certificate::Validity;
+
 /// Counts in place of a threshold that is longer than the lifetime: by it each certificate would be due as soon as it is
 /// there, and renewed for ever.
 const SUBSTITUTE_PERCENT: u8 = 80;
@@ -11,8 +13,7 @@ const SUBSTITUTE_PERCENT: u8 = 80;
 /// The dates that follow from a leaf and its policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timetable {
-    not_before: i64,
-    not_after: i64,
+    validity: Validity,
     threshold: Threshold,
     retry_period: i64,
     substituted: bool,
@@ -32,8 +33,8 @@ pub struct Over;
 impl Timetable {
     /// For a leaf with these dates.
     #[must_use]
-    pub fn new(not_before: i64, not_after: i64, policy: &AutoRenew) -> Self {
-        let lifetime = not_after.saturating_sub(not_before);
+    pub fn new(validity: Validity, policy: &AutoRenew) -> Self {
+        let lifetime = lifetime(validity);
         let wanted = match policy.threshold {
             Period::Percent(percent) => Threshold::Percent(percent.into()),
             Period::Minutes(minutes) => Threshold::SecondsBeforeEnd(seconds(minutes.get())),
@@ -44,7 +45,7 @@ impl Timetable {
             Period::Minutes(minutes) => seconds(minutes.get()),
         };
         let threshold = if substituted { Threshold::Percent(SUBSTITUTE_PERCENT.into()) } else { wanted };
-        Self { not_before, not_after, threshold, retry_period: retry_period.max(1), substituted }
+        Self { validity, threshold, retry_period: retry_period.max(1), substituted }
     }
 
     /// Whether the policy's threshold is as long as the lifetime or longer, so that 80 % counts in its place.
@@ -53,32 +54,13 @@ impl Timetable {
         self.substituted
     }
 
-    /// Whether the certificate is of no use any more, or never was.
-    #[must_use]
-    pub fn is_over(&self, now: i64) -> bool {
-        self.not_before >= self.not_after || self.not_after <= now
-    }
-
-    /// Whether a certificate that is looked at now should be renewed at once.
-    #[must_use]
-    pub fn is_due(&self, now: i64) -> bool {
-        self.is_over(now)
-            || match self.threshold {
-                Threshold::Percent(percent) => {
-                    now.saturating_sub(self.not_before).saturating_mul(100) / self.lifetime() >= percent
-                }
-                Threshold::SecondsBeforeEnd(seconds) => self.not_after.saturating_sub(now) <= seconds,
-            }
-    }
-
-    /// When it is renewed. With a percentage this may be a second before [`is_due`](Self::is_due) says so.
+    /// When it is renewed.
     #[must_use]
     pub fn deadline(&self) -> i64 {
+        let (lifetime, not_after) = (lifetime(self.validity), self.validity.not_after);
         match self.threshold {
-            Threshold::Percent(percent) => {
-                self.not_after.saturating_sub(self.lifetime() - part(self.lifetime(), percent))
-            }
-            Threshold::SecondsBeforeEnd(seconds) => self.not_after.saturating_sub(seconds),
+            Threshold::Percent(percent) => not_after.saturating_sub(lifetime - part(lifetime, percent)),
+            Threshold::SecondsBeforeEnd(seconds) => not_after.saturating_sub(seconds),
         }
     }
 
@@ -90,16 +72,16 @@ impl Timetable {
 
     /// The deadline, or a retry period from now if that has passed.
     pub fn next_renewal(&self, now: i64) -> Result<i64, Over> {
-        if self.is_over(now) {
+        if self.validity.is_over(now) {
             return Err(Over);
         }
         let deadline = self.deadline();
         Ok(if deadline <= now { now.saturating_add(self.retry_period) } else { deadline })
     }
+}
 
-    fn lifetime(&self) -> i64 {
-        self.not_after.saturating_sub(self.not_before)
-    }
+fn lifetime(validity: Validity) -> i64 {
+    validity.not_after.saturating_sub(validity.not_before)
 }
 
 fn part(lifetime: i64, percent: i64) -> i64 {
@@ -114,8 +96,10 @@ fn seconds(minutes: u64) -> i64 {
 mod tests {
     use super::*;
 
-    fn policy(threshold: &str, retry: &str) -> AutoRenew {
-        AutoRenew { rotate_key: true, threshold: threshold.parse().unwrap(), retry: retry.parse().unwrap() }
+    fn table_of(not_before: i64, not_after: i64, (threshold, retry): (&str, &str)) -> Timetable {
+        let policy =
+            AutoRenew { rotate_key: true, threshold: threshold.parse().unwrap(), retry: retry.parse().unwrap() };
+        Timetable::new(Validity { not_before, not_after }, &policy)
     }
 
     /// The unit cases of the specification, at 0; its second case is in seconds, which configuration cannot say.
@@ -124,40 +108,34 @@ mod tests {
         for (from, to, threshold, retry, next, period) in
             [(-5, 5, "60%", "20%", 1, 2), (-60, 40, "50%", "4%", 4, 4), (-50, 50, "80%", "4%", 30, 4)]
         {
-            let table = Timetable::new(from, to, &policy(threshold, retry));
+            let table = table_of(from, to, (threshold, retry));
             assert_eq!((table.next_renewal(0), table.retry_period()), (Ok(next), period), "{from} to {to}");
         }
         let seconds = Timetable {
-            not_before: -5,
-            not_after: 5,
+            validity: Validity { not_before: -5, not_after: 5 },
             threshold: Threshold::SecondsBeforeEnd(1),
             retry_period: 1,
             substituted: false,
         };
         assert_eq!(seconds.next_renewal(0), Ok(4));
         for (from, to) in [(5, 1), (-10, -5), (5, 5), (-5, 0)] {
-            let table = Timetable::new(from, to, &policy("80%", "4%"));
+            let table = table_of(from, to, ("80%", "4%"));
             assert_eq!(table.next_renewal(0), Err(Over), "{from} to {to}");
-            assert!(table.is_due(0) && table.is_over(0));
         }
     }
 
     #[test]
     fn a_percentage_is_truncated() {
-        let table = Timetable::new(0, 7, &policy("80%", "20%"));
+        let table = table_of(0, 7, ("80%", "20%"));
         assert_eq!((table.deadline(), table.retry_period()), (5, 1));
-        // 5 * 100 / 7 is 71, and 6 * 100 / 7 is 85.
-        assert!(!table.is_due(5) && table.is_due(6));
-        assert!(!table.is_due(-1_000_000) && !table.is_due(0));
-        assert_eq!(Timetable::new(0, 20, &policy("80%", "4%")).retry_period(), 1, "0 is raised to 1");
+        assert_eq!(table_of(0, 20, ("80%", "4%")).retry_period(), 1, "0 is raised to 1");
     }
 
     #[test]
     fn absolute_times_count_from_the_end() {
         const DAY: i64 = 86_400;
-        let table = Timetable::new(0, 30 * DAY, &policy("10day", "60min"));
+        let table = table_of(0, 30 * DAY, ("10day", "60min"));
         assert_eq!((table.deadline(), table.retry_period()), (20 * DAY, 3600));
-        assert!(!table.is_due(20 * DAY - 1) && table.is_due(20 * DAY));
         assert!(!table.is_substituted());
     }
 
@@ -165,8 +143,8 @@ mod tests {
     fn a_threshold_longer_than_the_lifetime_counts_as_80_percent() {
         const DAY: i64 = 86_400;
         for threshold in ["45day", "30day", "307445734561825860min"] {
-            let table = Timetable::new(0, 30 * DAY, &policy(threshold, "1day"));
-            assert!(table.is_substituted() && !table.is_due(0));
+            let table = table_of(0, 30 * DAY, (threshold, "1day"));
+            assert!(table.is_substituted());
             assert_eq!((table.deadline(), table.retry_period()), (24 * DAY, DAY));
         }
     }
@@ -175,9 +153,9 @@ mod tests {
     fn no_date_and_no_clock_overflows() {
         for (from, to) in [(i64::MIN, i64::MAX), (i64::MAX, i64::MIN), (0, i64::MAX), (i64::MIN, 0)] {
             for threshold in ["1%", "99%", "1min", "307445734561825860min"] {
-                let table = Timetable::new(from, to, &policy(threshold, "99%"));
+                let table = table_of(from, to, (threshold, "99%"));
                 for now in [i64::MIN, 0, i64::MAX] {
-                    let _ = (table.is_due(now), table.deadline(), table.next_renewal(now));
+                    let _ = (table.deadline(), table.next_renewal(now));
                 }
             }
         }

@@ -49,7 +49,7 @@ pub enum ConnectError {
     /// Not an `https` URL with a host, and not one in clear that was allowed.
     #[error("{0} is no https URL")]
     NotHttps(String),
-    /// Name look-up, TCP or the proxy failed.
+    /// Name look-up, TCP or the proxy failed, or the connection ended before there was TLS, as at a balancer whose servers are away.
     #[error("could not connect to {host}")]
     Unreachable {
         /// Name of the server.
@@ -112,6 +112,8 @@ pub struct Connector {
 
 impl Connector {
     /// A connector with these TLS settings and, for the hosts that need it, this proxy.
+    ///
+    /// A proxy behind TLS is checked with the trust of these settings, also on the way to a server in clear.
     #[must_use]
     pub fn new(tls: Arc<ClientConfig>, proxy: Option<Arc<Proxy>>) -> Self {
         let mut tcp = HttpConnector::new();
@@ -217,8 +219,15 @@ fn classify(host: String, error: io::Error) -> ConnectError {
         Some(rustls::Error::Other(OtherError(cause))) if cause.is::<SigningError>() => {
             ConnectError::Unsigned { host, source: Box::new(Arc::clone(cause)) }
         }
+        // What TLS itself does not like has another kind.
+        None if is_end(error.kind()) => ConnectError::Unreachable { host, source: error.into() },
         _ => ConnectError::Handshake { host, source: error },
     }
+}
+
+fn is_end(kind: io::ErrorKind) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    matches!(kind, BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
 }
 
 fn anonymous(tls: &ClientConfig) -> ClientConfig {

@@ -94,6 +94,86 @@ async fn a_new_certificate_that_is_of_no_use_is_discarded() {
     assert_eq!(credential.times(Step::Commit).len(), 1);
 }
 
+/// Peers would refuse it, while the old one serves.
+#[tokio::test(start_paused = true)]
+async fn a_new_certificate_that_is_not_valid_yet_waits_while_the_old_one_is_good() {
+    let (clock, credential) = world();
+    credential.once(Step::Renew, Fate::Gives(-301, 100_000));
+    let running = Running::start(&clock, &[&credential]);
+    credential.until(Step::Renew, 1).await;
+    sleep(Duration::from_secs(1)).await;
+    let error = running.engine.status().remove(0).last_error.unwrap();
+    let expected = "the new certificate is not valid before 2026-01-01T22:18:21Z, and the old one still is";
+    assert_eq!((error.as_str(), credential.versions()), (expected, (Some(1), 1)));
+    // Clocks differ by a little.
+    credential.once(Step::Renew, Fate::Gives(-300, 100_000));
+    credential.until_version(3).await;
+
+    // Better than none: it is valid by the clocks of others, perhaps.
+    let (clock, credential) = world();
+    clock.set(END);
+    credential.once(Step::Renew, Fate::Gives(-4000, 100_000));
+    let _running = Running::start(&clock, &[&credential]);
+    credential.until_version(2).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_has_not_decided_is_asked_when_it_wants() {
+    let (clock, credential) = world();
+    credential.once(Step::Renew, Fate::NotYet(100));
+    credential.once(Step::Renew, Fate::Busy(5000));
+    let running = Running::start(&clock, &[&credential]);
+    credential.until(Step::Renew, 1).await;
+    sleep(Duration::from_secs(1)).await;
+    let status = running.engine.status().remove(0);
+    assert_eq!((status.attempts_failed, status.next_attempt), (0, DEADLINE + 100));
+    assert_eq!(status.last_error.as_deref(), Some("Renew takes time"));
+    // The old one serves.
+    assert!(running.engine.hold("certificate", "key").await.is_ok());
+    assert_eq!(credential.until(Step::Renew, 2).await[1], DEADLINE + 100);
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(running.engine.status()[0].attempts_failed, 1);
+    assert_eq!(credential.until(Step::Renew, 3).await[2], DEADLINE + 5100);
+    credential.until_version(2).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_asks_a_server_before_its_time_but_for_a_few_minutes() {
+    for (fate, pause) in [(Fate::NotYet(60), 60), (Fate::Busy(60), 60), (Fate::NotYet(86_400), 300)] {
+        let (clock, credential) = world();
+        clock.set(END);
+        credential.once(Step::Renew, fate);
+        let engine = Engine::new(clock.clone());
+        engine.replace(list(&[&credential]));
+        for moment in [0, 1, pause - 1] {
+            clock.set(END + moment);
+            let refused = engine.hold("certificate", "key").await.err().unwrap();
+            assert!(matches!(refused, NotAvailable::Unusable { source: Some(_), .. }), "{refused:?}");
+        }
+        assert_eq!(credential.times(Step::Renew).len(), 1, "{fate:?}");
+        clock.set(END + pause);
+        assert!(engine.hold("certificate", "key").await.is_ok(), "{fate:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_works_in_another_way_is_tried_at_once_but_not_for_ever() {
+    let (clock, credential) = world();
+    credential.once(Step::Commit, Fate::AtOnce);
+    let running = Running::start(&clock, &[&credential]);
+    credential.until_version(3).await;
+    assert_eq!((credential.times(Step::Commit), clock.seconds()), (vec![DEADLINE; 2], DEADLINE));
+    assert_eq!(running.engine.status()[0].attempts_failed, 0);
+
+    let (clock, credential) = world();
+    credential.always(Step::Commit, Fate::AtOnce);
+    let running = Running::start(&clock, &[&credential]);
+    let made = credential.until(Step::Commit, 4).await;
+    assert_eq!(made, [0, 0, PERIOD, PERIOD].map(|second| DEADLINE + second));
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(running.engine.status()[0].attempts_failed, 2);
+}
+
 #[tokio::test(start_paused = true)]
 async fn one_that_hangs_delays_no_other_and_is_tried_again() {
     let (clock, due) = world();
@@ -238,8 +318,9 @@ async fn an_engine_that_is_run_again_goes_on() {
 async fn the_same_certificate_and_key_have_one_place() {
     let (clock, credential) = world();
     let running = Running::start(&clock, &[&credential, &credential]);
-    running.engine.add(list(&[&credential]).remove(0));
-    running.engine.add(list(&[&credential.with_policy(policy("80%", "5%"))]).remove(0));
+    let generation = running.engine.generation();
+    running.engine.add(list(&[&credential]).remove(0), generation);
+    running.engine.add(list(&[&credential.with_policy(policy("80%", "5%"))]).remove(0), generation);
     assert_eq!(running.engine.status().len(), 1);
     credential.until_version(2).await;
     sleep(Duration::from_secs(3600)).await;

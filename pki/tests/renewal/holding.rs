@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use aziot_pki::renewal::{Engine, NotAvailable};
+use aziot_pki::renewal::{Engine, Generation, NotAvailable};
 use futures_util::future::join_all;
 use tokio::time::sleep;
 
@@ -21,7 +21,7 @@ fn world(now: i64) -> (TestClock, Arc<TestCredential>, Engine) {
     let clock = TestClock::at(now);
     let credential = TestCredential::new("certificate", &clock, policy("80%", "4%"), NEW_YEAR, END);
     let engine = Engine::new(clock.clone());
-    engine.add(list(&[&credential]).remove(0));
+    engine.add(list(&[&credential]).remove(0), Generation::default());
     (clock, credential, engine)
 }
 

@@ -3,6 +3,7 @@
 #![cfg(test)]
 
 mod clocks;
+mod doubts;
 mod faults;
 mod holding;
 mod issued;

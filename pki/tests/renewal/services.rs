@@ -163,7 +163,7 @@ impl Device {
 
     pub(crate) fn engine_of(issued: &Arc<Issued>) -> Engine {
         let engine = Engine::new(TestClock::at(NOW));
-        engine.add(Arc::clone(issued) as Arc<dyn Credential>);
+        engine.replace(vec![Arc::clone(issued) as Arc<dyn Credential>]);
         engine
     }
 

@@ -139,6 +139,10 @@ pub(crate) enum Fate {
     Slow(u64),
     Retryable,
     Fatal,
+    /// The server asks for so many seconds.
+    NotYet(u64),
+    Busy(u64),
+    AtOnce,
     Hangs,
     Panics,
     /// The new certificate is valid for so many seconds before now and after it.
@@ -264,6 +268,11 @@ impl TestCredential {
         (state.chain, state.key, state.temporary_key) = (chain, key, temporary_key);
     }
 
+    /// Leaves a key of which there never was a certificate.
+    pub(crate) fn lose_key(&self) {
+        self.store.state.lock().unwrap().key = 0;
+    }
+
     async fn begin(&self, step: Step) -> Result<Fate, Failure> {
         let fate = {
             let mut state = self.store.state.lock().unwrap();
@@ -277,6 +286,13 @@ impl TestCredential {
             Fate::Slow(seconds) => tokio::time::sleep(Duration::from_secs(seconds)).await,
             Fate::Retryable => return Err(Failure::retryable(format!("{step:?} failed"))),
             Fate::Fatal => return Err(Failure::fatal(format!("{step:?} failed for good"))),
+            Fate::NotYet(seconds) => {
+                return Err(Failure::NotYet(Duration::from_secs(seconds), format!("{step:?} takes time").into()));
+            }
+            Fate::Busy(seconds) => {
+                return Err(Failure::Busy(Duration::from_secs(seconds), format!("{step:?} is too much").into()));
+            }
+            Fate::AtOnce => return Err(Failure::AtOnce(format!("{step:?} failed this way").into())),
             Fate::Hangs => pending().await,
             Fate::Panics => panic!("{step:?} panics as told"),
         }
@@ -348,7 +364,7 @@ impl Credential for TestCredential {
             state.next_version += 1;
             state.temporary_key = Some(version);
             let chain = certificate(version, now - before, now + after);
-            Ok(Renewed { chain, key_id: "key-temp".to_owned(), rotated: true })
+            Ok(Renewed { chain, key_id: "key-temp".to_owned() })
         })
     }
 

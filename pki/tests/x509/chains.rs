@@ -89,6 +89,38 @@ fn circles_of_issuers_end() {
     assert_eq!(bytes(chain.certificates()), bytes(&[leaf, a, b]));
 }
 
+/// A server that gives all its authorities one name, as nobody does but to keep a client busy.
+#[test]
+fn many_of_one_name_cost_little() {
+    let keys = [new_ec(Nid::X9_62_PRIME256V1), new_ec(Nid::X9_62_PRIME256V1)];
+    let leaf_key = new_ec(Nid::X9_62_PRIME256V1);
+    let named = certify("same", &keys[0], None, AUTHORITY);
+    // Each is issued by half of the others.
+    let one = |turn: usize| certify("same", &keys[turn % 2], Some(&Issuer(&named, &keys[1 - turn % 2])), AUTHORITY);
+    let many: Vec<_> = (0..200).map(one).collect();
+    let leaf = certify("leaf", &leaf_key, Some(&Issuer(&named, &keys[1])), Traits::default());
+    let mut answer = many[..100].to_vec();
+    answer.push(leaf.clone());
+    let chain = Chain::for_key(&info(&leaf_key), answer.clone(), &many[100..]).unwrap();
+    let certificates = chain.certificates();
+    assert_eq!(certificates.len(), 1 + 10 + 32);
+    for (certificate, issuer) in certificates[..10].iter().zip(&certificates[1..]) {
+        assert!(certificate.verify(&issuer.public_key().unwrap()).unwrap());
+    }
+    assert_eq!(bytes(&certificates[11..]), bytes(&many[100..132]));
+
+    // The issuer is behind more than anybody tries.
+    let (foreign, issuer) = (new_ec(Nid::X9_62_PRIME256V1), &named);
+    let orphan = certify("leaf", &leaf_key, Some(&Issuer(issuer, &foreign)), Traits::default());
+    let issuer_at_the_end = certify("same", &foreign, None, AUTHORITY);
+    let answer = [vec![orphan.clone()], many[..99].to_vec(), vec![issuer_at_the_end.clone()]].concat();
+    let chain = Chain::for_key(&info(&leaf_key), answer, &[]).unwrap();
+    assert_eq!(bytes(chain.certificates()), bytes(std::slice::from_ref(&orphan)));
+    let few = [vec![orphan.clone()], many[..60].to_vec(), vec![issuer_at_the_end.clone()]].concat();
+    let chain = Chain::for_key(&info(&leaf_key), few, &[]).unwrap();
+    assert_eq!(bytes(chain.certificates()), bytes(&[orphan, issuer_at_the_end]));
+}
+
 #[test]
 fn fingerprint_and_dates_are_the_leafs() {
     let chain = Chain::from_pem(CA).unwrap();

@@ -101,6 +101,48 @@ async fn requests_in_clear_go_to_the_server_or_whole_to_the_proxy() {
     assert!(head.contains("host: est.example\r\n") && !head.to_lowercase().contains("authorization"), "{head}");
 }
 
+/// A server in clear needs no trust, but the proxy on the way to it does.
+#[tokio::test]
+async fn requests_in_clear_go_through_a_proxy_behind_tls_that_is_trusted() {
+    let (root_key, key) = (new_ec(Nid::X9_62_PRIME256V1), new_ec(Nid::X9_62_PRIME256V1));
+    let root = certify("root", &root_key, None, Traits { authority: true, ..Traits::default() });
+    let names = Traits { dns: Some("localhost"), ..Traits::default() };
+    let leaf = certify("leaf", &key, Some(&Issuer(&root, &root_key)), names);
+    let private = PrivatePkcs8KeyDer::from(key.private_key_to_pkcs8().unwrap());
+    let config = ServerConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![der(&leaf)], private.into())
+        .unwrap();
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let proxy = format!("https://me:hunter2@localhost:{}", listener.local_addr().unwrap().port());
+    let other = certify("other", &root_key, None, Traits { authority: true, ..Traits::default() });
+    for (trust, is_trusted) in [
+        (Trust::system(roots(&root)), true),
+        (Trust::only(&chain(&[&root])), true),
+        (Trust::system(roots(&other)), false),
+        (Trust::only(&chain(&[&certify("nobody", &key, None, Traits::default())])), false),
+    ] {
+        let proxy = Some(Arc::new(Proxy::new(&proxy, "").unwrap()));
+        let connector = Connector::new(client_config(&trust, None).unwrap(), proxy).allow_plain_http();
+        let client = legacy::Client::builder(TokioExecutor::new()).build::<_, String>(connector);
+        let serve = async {
+            let (tcp, _) = listener.accept().await.unwrap();
+            let mut client = acceptor.accept(tcp).await.ok()?;
+            let head = head(&mut client).await;
+            client.write_all(b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n").await.unwrap();
+            Some(head)
+        };
+        let (answer, head) = tokio::join!(client.get("http://est.example/x".parse().unwrap()), serve);
+        assert_eq!(answer.is_ok(), is_trusted, "{trust:?}");
+        let Some(head) = head else { continue };
+        assert!(head.starts_with("GET http://est.example/x HTTP/1.1\r\n"), "{head}");
+        assert!(!head.to_lowercase().contains("authorization"), "{head}");
+    }
+}
+
 #[tokio::test]
 async fn clear_connections_must_be_allowed() {
     let url: http::Uri = "http://me:hunter2@est.example/x".parse().unwrap();

@@ -120,6 +120,10 @@ impl Keyd {
         RemoteKey::load(&self.client, KeyHandle(name.to_owned())).await
     }
 
+    pub(crate) fn client(&self) -> Client {
+        self.client.clone()
+    }
+
     /// Calls that were answered so far.
     pub(crate) fn calls(&self) -> usize {
         self.keys.calls.load(Ordering::Relaxed)

@@ -129,6 +129,18 @@ impl EchoServer {
         Ok(Self { address, root, shared, thread: Some(thread) })
     }
 
+    /// Where it listens, for clients of other kinds.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// PEM: its certificate, which such clients trust.
+    pub fn root(&self) -> Result<String> {
+        let pem = self.root.to_pem().context("could not write the certificate as PEM")?;
+        String::from_utf8(pem).context("PEM is text")
+    }
+
     /// Connects as the holder of `pair`, sends a line and gets it back. Fails where a careful client would.
     pub fn connect(&self, pair: &Pair) -> Result<()> {
         connect(self.address, &self.root, pair)

@@ -3,9 +3,9 @@
 use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Serialize};
-use url::Url;
 use zeroize::Zeroizing;
 
+use super::EstUrl;
 use crate::renewal::AutoRenew;
 
 /// What holds for all certificates that come over EST.
@@ -19,7 +19,7 @@ pub struct Est {
     /// How TLS client identities are renewed; [`AutoRenew::default`] if absent.
     pub identity_auto_renew: Option<AutoRenew>,
     /// Certificate id to base URL; `default` stands for all others.
-    pub urls: BTreeMap<String, Url>,
+    pub urls: BTreeMap<String, EstUrl>,
     /// Servers are certified by `trusted_certs` alone; the system's own list does not count.
     pub only_trusted_certs: bool,
     /// A certificate that takes the place of another is asked for at `simplereenroll` where the server has it.
@@ -187,7 +187,7 @@ struct RawEst {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     identity_auto_renew: Option<AutoRenew>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    urls: BTreeMap<String, Url>,
+    urls: BTreeMap<String, EstUrl>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     identity_subject: Option<BTreeMap<String, String>>,
     /// The super-config's spelling, which the public service's guide also shows for this file; read, never written.

@@ -7,9 +7,9 @@ use serde::{
     de::{MapAccess, Visitor},
     ser::SerializeMap as _,
 };
-use url::Url;
 
 use super::{
+    EstUrl,
     est::{Est, EstAuth, Ineffective, RawAuth},
     policy::Policy,
 };
@@ -57,7 +57,7 @@ pub struct Options {
     /// What requests for it may ask for. Absent: anything.
     pub policy: Option<Policy>,
     /// EST only: where this certificate is enrolled.
-    pub url: Option<Url>,
+    pub url: Option<EstUrl>,
     /// EST only: credentials in place of those in `[cert_issuance.est]`.
     pub auth: Option<EstAuth>,
     /// EST only: a certificate that takes the place of another is asked for at `simplereenroll`. Absent: as
@@ -108,7 +108,7 @@ struct RawOptions {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     common_name: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    url: Option<Url>,
+    url: Option<EstUrl>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     username: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
