@@ -220,6 +220,7 @@ fn est_keys(est: &Est, keys: &mut Preloads<'_, String>, certd_keys: &mut Vec<&'s
         auth: (!is_open).then(|| EstAuth { basic: est.basic.clone(), identity, bootstrap_identity }),
         identity_auto_renew: Some(est.identity_auto_renew).filter(|renewal| *renewal != AutoRenew::default()),
         urls: est.urls.clone(),
+        ..certd::Est::default()
     }
 }
 

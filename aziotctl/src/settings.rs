@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use aziot_certd_api::config::{Basic, Options, Preloaded};
+use aziot_certd_api::config::{Basic, EstUrl, Options, Preloaded};
 use aziot_certd_api::renewal::AutoRenew;
 use aziot_http::server::MaxRequests;
 use aziot_http::{Endpoint, SecretBytes};
@@ -99,7 +99,7 @@ pub struct Est {
     /// TLS client certificate.
     pub identity: Option<EstIdentity>,
     /// Certificate id, or `default`, to URL of the server.
-    pub urls: BTreeMap<String, Url>,
+    pub urls: BTreeMap<String, EstUrl>,
     /// When EST identities are renewed.
     pub identity_auto_renew: AutoRenew,
 }

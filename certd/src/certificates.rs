@@ -3,20 +3,27 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use aziot_certd_api::certificate::CreateCertificate;
-use aziot_http::Client;
+use aziot_certd_api::{certificate::CreateCertificate, config::Method};
 use aziot_log::{chain, fields};
 use aziot_pki::{
-    certificate::Chain,
+    certificate::{Chain, KnownChains},
+    key::KnownKeys,
+    renewal::{Engine, Status},
     request::{Request, RequestError},
 };
+use aziot_turns::Turns;
 
 use crate::{
+    est::{
+        Surroundings,
+        enrolment::{Enrolments, Patience},
+        pair,
+    },
     issuance::{self, Issuing},
+    policy,
     settings::Settings,
     store,
 };
-use aziot_turns::Turns;
 
 /// Why a call on certificates fails.
 #[derive(Debug, thiserror::Error)]
@@ -56,24 +63,57 @@ pub(crate) enum ParameterError {
     /// The certificate request is not taken.
     #[error(transparent)]
     Request(RequestError),
+    /// The certificate request asks for more than it may.
+    #[error(transparent)]
+    Policy(policy::Refused),
 }
 
 /// All certificates of the device, as far as this service keeps them.
-#[derive(Debug)]
 pub(crate) struct Certificates {
-    settings: ArcSwap<Settings>,
-    keyd: Client,
-    turns: Turns,
+    settings: Arc<ArcSwap<Settings>>,
+    /// The keys of those who issue here.
+    keys: KnownKeys,
+    chains: KnownChains,
+    pub(crate) turns: Arc<Turns>,
+    enrolments: Enrolments,
 }
 
 impl Certificates {
-    pub(crate) fn new(settings: Settings, keyd: Client) -> Self {
-        Self { settings: ArcSwap::from_pointee(settings), keyd, turns: Turns::default() }
+    /// Nothing is renewed before [`look_after`](Self::look_after) is called, and the engine runs.
+    pub(crate) fn new(settings: Settings, surroundings: &Surroundings, engine: Engine, patience: Patience) -> Self {
+        let (settings, turns) = (Arc::new(ArcSwap::from_pointee(settings)), Arc::clone(&surroundings.turns));
+        let enrolments = Enrolments::new(engine, Arc::clone(&settings), Arc::clone(&turns), patience);
+        Self {
+            settings,
+            keys: KnownKeys::new(surroundings.keyd.clone()),
+            chains: KnownChains::default(),
+            turns,
+            enrolments,
+        }
     }
 
-    /// New settings for the calls that begin from now on.
-    pub(crate) fn replace_settings(&self, settings: Settings) {
-        self.settings.store(Arc::new(settings));
+    /// New settings for the calls that begin from now on, and new schedules for the identities that they have.
+    pub(crate) async fn replace_settings(&self, settings: Settings) {
+        let settings = Arc::new(settings);
+        let switch = || self.settings.store(Arc::clone(&settings));
+        settings.est.look_after(self.enrolments.engine(), switch).await;
+    }
+
+    /// Keeps those EST identities renewed that are there. Once, at the start.
+    pub(crate) async fn look_after(&self) {
+        self.settings.load_full().est.look_after(self.enrolments.engine(), || {}).await;
+    }
+
+    /// What is renewed next.
+    pub(crate) fn renewals(&self) -> Vec<Status> {
+        let mut renewals = self.enrolments.engine().status();
+        renewals.sort_by_key(|status| status.next_attempt);
+        renewals
+    }
+
+    /// Enrolments that outlast the calls that began them.
+    pub(crate) fn enrolments(&self) -> &Enrolments {
+        &self.enrolments
     }
 
     /// The text that is stored under `id`. Waits for nothing but local files.
@@ -108,15 +148,18 @@ impl Certificates {
         let settings = self.settings.load_full();
         authorize(&settings, uid, &id)?;
         let turn = self.turns.take(&id).await;
+        self.enrolments.overtake(&id);
         let removed = settings.store.run({
             let id = id.clone();
             move |store| {
                 let _turn = turn;
+                pair::forget_note(store, &id)?;
                 store.remove(&id)
             }
         });
         match removed.await {
             Ok(removed) => {
+                self.enrolments.engine().look_again(&id);
                 if removed && settings.store.is_preloaded(&id) {
                     tracing::warn!(
                         { fields::CERTIFICATE_ID } = id,
@@ -137,17 +180,31 @@ impl Certificates {
         authorize(&settings, uid, &id)?;
         let request = Request::from_pem(&csr)
             .map_err(|error| Error::Parameter { name: "csr", source: ParameterError::Request(error) })?;
-        let issuing = Issuing { id: &id, request: &request, settings: &settings, keyd: &self.keyd };
+        if let Some(policy) = settings.policy(&id) {
+            let refused = |refused| Error::Parameter { name: "csr", source: ParameterError::Policy(refused) };
+            policy::check(policy, &request).map_err(refused)?;
+        }
+        let (keys, chains) = (&self.keys, &self.chains);
+        let issuing = Issuing { id: &id, request: &request, settings: &settings, keys, chains };
         let pem = match issuer {
             Some(issuer) => {
-                let chain = named_issuer(&settings, issuer.cert_id).await?;
+                let chain = named_issuer(&settings, chains, issuer.cert_id).await?;
                 if issuer.private_key_handle.contains('\0') {
                     let (name, source) = ("issuer.privateKeyHandle", ParameterError::Handle);
                     return Err(Error::Parameter { name, source });
                 }
                 issuing.by_named_issuer(&chain, issuer.private_key_handle).await
             }
-            None => issuing.as_configured().await,
+            None => match settings.method(&id) {
+                None => Err(issuance::Error::NotConfigured),
+                Some(Method::SelfSigned) => issuing.self_signed().await,
+                Some(Method::LocalCa) => issuing.by_local_ca().await,
+                Some(Method::Est) => {
+                    let outcome = self.enrolments.enroll(settings, &id, request).await;
+                    return outcome
+                        .map_err(|source| Error::Issue { id, source: Box::new(issuance::Error::Est(source)) });
+                }
+            },
         };
         let pem = pem.map_err(|source| Error::Issue { id: id.clone(), source: Box::new(source) })?;
         // The request's own line has only the path, and here the id is in the body.
@@ -155,17 +212,21 @@ impl Certificates {
         self.write(&settings, id, pem).await
     }
 
-    /// Returns what was stored.
+    /// Returns what was stored. Enrolments of the same certificate that are under way are overtaken.
     async fn write(&self, settings: &Settings, id: String, pem: String) -> Result<String, Error> {
         let turn = self.turns.take(&id).await;
+        self.enrolments.overtake(&id);
         let written = settings.store.run({
             let id = id.clone();
             move |store| {
                 let _turn = turn;
+                pair::forget_note(store, &id)?;
                 store.write(&id, &pem).map(|()| pem)
             }
         });
-        written.await.map_err(|source| Error::Write { id, source })
+        let written = written.await;
+        self.enrolments.engine().look_again(&id);
+        written.map_err(|source| Error::Write { id, source })
     }
 }
 
@@ -181,10 +242,10 @@ async fn read(settings: &Settings, id: String) -> Result<Option<String>, Error> 
     text.await.map_err(|source| Error::Read { id, source })
 }
 
-async fn named_issuer(settings: &Settings, id: String) -> Result<Chain, Error> {
+async fn named_issuer(settings: &Settings, chains: &KnownChains, id: String) -> Result<Chain, Error> {
     let invalid = |source| Error::Parameter { name: "issuer.certId", source };
     let text = read(settings, id.clone()).await?.ok_or_else(|| invalid(ParameterError::NotFound))?;
-    match Chain::from_pem(&text) {
+    match chains.parse(&text) {
         Ok(chain) if !chain.is_empty() => Ok(chain),
         Ok(_) => Err(invalid(ParameterError::Issuer)),
         Err(error) => {

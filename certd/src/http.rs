@@ -5,8 +5,11 @@ use std::sync::Arc;
 use aziot_certd_api::{
     VERSIONS,
     certificate::{Certificate, CreateCertificate, DeleteCertificate, GetCertificate, ImportCertificate},
+    renewal::{ListRenewals, Renewal, Renewals},
 };
 use aziot_http::{Peer, Service, Status, StatusCode, service::Routes, with_causes};
+use aziot_pki::renewal;
+use jiff::Timestamp;
 
 use crate::certificates::{Certificates, Error};
 
@@ -17,6 +20,7 @@ pub(crate) fn routes(certificates: Arc<Certificates>) -> Routes {
         .call(import_certificate)
         .call(get_certificate)
         .call(delete_certificate)
+        .call(list_renewals)
         .into_routes()
 }
 
@@ -47,6 +51,24 @@ async fn get_certificate(
 
 async fn delete_certificate(certificates: Arc<Certificates>, peer: Peer, call: DeleteCertificate) -> Result<(), Error> {
     certificates.delete(peer.uid, call.cert_id).await
+}
+
+/// Everybody may ask, as everybody may read.
+async fn list_renewals(certificates: Arc<Certificates>, _peer: Peer, _call: ListRenewals) -> Result<Renewals, Error> {
+    Ok(Renewals { renewals: certificates.renewals().into_iter().map(renewal).collect() })
+}
+
+fn renewal(status: renewal::Status) -> Renewal {
+    // What is beyond the year 9999 has no text.
+    let date = |seconds| Timestamp::from_second(seconds).ok().map(|date| date.to_string());
+    Renewal {
+        cert_id: status.certificate_id,
+        key_id: status.key_id,
+        not_after: status.not_after.and_then(date),
+        next_attempt: date(status.next_attempt),
+        failed_attempts: status.attempts_failed,
+        last_error: status.last_error,
+    }
 }
 
 impl Status for Error {

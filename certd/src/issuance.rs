@@ -1,30 +1,29 @@
-//! How a certificate comes to be issued: by whom, with which key, and under which terms (certs.md, section 4).
+//! How a certificate is issued on this device: by whom, with which key, and under which terms (certs.md, section 4).
 //!
-//! EST is read from the configuration and not yet spoken: such a certificate cannot be issued, which the log says.
+//! What comes from a server is in [`est`](crate::est).
 
 use std::{
     collections::BTreeMap,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use aziot_certd_api::config::{LocalCa, Method, Options};
-use aziot_http::{Client, ClientError};
+use aziot_certd_api::config::{LocalCa, Options};
+use aziot_http::ClientError;
 use aziot_keyd_api::{key::KeyHandle, key_pair::LoadKeyPair};
 use aziot_log::{chain, fields};
 use aziot_pki::{
     Name,
-    certificate::{self, Chain, ChainError, IssueError, Issuer, Terms},
-    key::{KeyError, RemoteKey},
+    certificate::{self, Chain, ChainError, IssueError, Issuer, KnownChains, Terms},
+    key::{self, KeyError, KnownKeys, NEXT_SUFFIX, RemoteKey, UnknownKey},
     name::{self, NameError},
     request::Request,
 };
 
-use crate::{settings::Settings, store};
+use crate::{est::enrolment, settings::Settings, store};
 
 /// Characters of a common name that are kept of a longer one.
 const COMMON_NAME_LENGTH: usize = 64;
-/// What a certificate's next key pair is called until it takes its place.
-const NEXT_KEY_SUFFIX: &str = "-temp";
 
 /// Why a certificate was not issued, though its request was in order.
 #[derive(Debug, thiserror::Error)]
@@ -32,9 +31,9 @@ pub(crate) enum Error {
     /// Neither the call nor the configuration says who issues it.
     #[error("[cert_issuance] has no entry for it, and the request names no issuer")]
     NotConfigured,
-    /// The configuration wants a server to issue it.
-    #[error("[cert_issuance] has method = \"est\" for it, and this version cannot enrol over EST yet")]
-    Est,
+    /// A server did not issue it.
+    #[error(transparent)]
+    Est(Arc<enrolment::Error>),
     /// The configuration wants the local CA and names none.
     #[error("[cert_issuance] has method = \"local_ca\" for it, and there is no [cert_issuance.local_ca]")]
     NoLocalCa,
@@ -55,16 +54,28 @@ pub(crate) enum Error {
     Key { id: String, source: KeyError },
     /// The key pair that the caller named cannot be used.
     #[error("could not use the issuer's key pair")]
-    IssuerKey(#[source] KeyError),
+    IssuerKey(#[source] UnknownKey),
     /// The configured subject is none.
     #[error("the subject that [cert_issuance] has for it is unusable")]
     Subject(#[source] NameError),
     /// The certificate could not be made.
     #[error("could not make the certificate")]
     Issue(#[source] IssueError),
-    /// The certificate could not be written as text.
-    #[error("could not write the certificate as PEM")]
-    Encoding(#[source] ChainError),
+}
+
+impl Error {
+    /// Whether the key service gave no answer, so that asking again at once is of no use.
+    fn is_offline(&self) -> bool {
+        matches!(self, Self::Issue(IssueError::Key(KeyError::Sign(error))) if error.is_offline())
+    }
+}
+
+fn unknown_key(name: &key::Name, error: UnknownKey) -> Error {
+    match (name, error) {
+        (key::Name::Id(id), UnknownKey::Handle(source)) => Error::KeyPair { id: id.clone(), source },
+        (key::Name::Id(id), UnknownKey::Key(source)) => Error::Key { id: id.clone(), source },
+        (key::Name::Handle(_), error) => Error::IssuerKey(error),
+    }
 }
 
 /// One certificate to be issued.
@@ -72,28 +83,40 @@ pub(crate) struct Issuing<'a> {
     pub(crate) id: &'a str,
     pub(crate) request: &'a Request,
     pub(crate) settings: &'a Settings,
-    pub(crate) keyd: &'a Client,
+    pub(crate) keys: &'a KnownKeys,
+    pub(crate) chains: &'a KnownChains,
 }
 
 impl Issuing<'_> {
     /// Issued by a certificate and a key that the caller chose, whatever the configured method. The handle is a
     /// capability: whoever has it may use the key, so it is used as it is.
     pub(crate) async fn by_named_issuer(&self, chain: &Chain, handle: String) -> Result<String, Error> {
-        let key = RemoteKey::load(self.keyd, KeyHandle(handle)).await.map_err(Error::IssuerKey)?;
-        self.issue(Issuer::Authority(chain, &key)).await
+        self.by_authority(chain, &key::Name::Handle(KeyHandle(handle))).await
     }
 
-    /// Issued as the certificate's entry in `[cert_issuance]` says.
-    pub(crate) async fn as_configured(&self) -> Result<String, Error> {
-        match self.options().ok_or(Error::NotConfigured)?.method {
-            Method::Est => Err(Error::Est),
-            Method::SelfSigned => self.issue(Issuer::Itself(&self.own_key().await?)).await,
-            Method::LocalCa => {
-                let local_ca = self.settings.issuance.local_ca.as_ref().ok_or(Error::NoLocalCa)?;
-                let chain = self.local_ca_chain(local_ca).await?;
-                let key = self.key_pair(&local_ca.pk).await?;
-                self.issue(Issuer::Authority(&chain, &key)).await
+    /// Signed by a key pair of its own.
+    pub(crate) async fn self_signed(&self) -> Result<String, Error> {
+        self.issue(Issuer::Itself(&self.own_key().await?)).await
+    }
+
+    /// Issued by the authority of `[cert_issuance.local_ca]`.
+    pub(crate) async fn by_local_ca(&self) -> Result<String, Error> {
+        let local_ca = self.settings.issuance.local_ca.as_ref().ok_or(Error::NoLocalCa)?;
+        let chain = self.local_ca_chain(local_ca).await?;
+        self.by_authority(&chain, &key::Name::Id(local_ca.pk.clone())).await
+    }
+
+    /// What is known of the key may be out of date, which shows in a failure: then the key service is asked anew, once.
+    async fn by_authority(&self, chain: &Chain, name: &key::Name) -> Result<String, Error> {
+        let (key, was_known) = self.keys.get(name).await.map_err(|error| unknown_key(name, error))?;
+        match self.issue(Issuer::Authority(chain, &key)).await {
+            Err(error) if was_known && !error.is_offline() => {
+                tracing::debug!("{}; asking for the issuer's key again", aziot_log::chain(&error));
+                self.keys.forget(name);
+                let (key, _) = self.keys.get(name).await.map_err(|error| unknown_key(name, error))?;
+                self.issue(Issuer::Authority(chain, &key)).await
             }
+            outcome => outcome,
         }
     }
 
@@ -103,8 +126,7 @@ impl Issuing<'_> {
 
     async fn issue(&self, issuer: Issuer<'_>) -> Result<String, Error> {
         let terms = self.options().map(terms).transpose().map_err(Error::Subject)?.unwrap_or_default();
-        let chain = certificate::issue(self.request, &terms, issuer, SystemTime::now()).await.map_err(Error::Issue)?;
-        chain.to_pem().map_err(Error::Encoding)
+        certificate::issue(self.request, &terms, issuer, SystemTime::now()).await.map_err(Error::Issue)
     }
 
     async fn local_ca_chain(&self, local_ca: &LocalCa) -> Result<Chain, Error> {
@@ -115,13 +137,14 @@ impl Issuing<'_> {
         });
         let text = text.await.map_err(|source| Error::LocalCaStore { id: id.clone(), source })?;
         let text = text.ok_or_else(|| Error::LocalCaMissing { id: id.clone() })?;
-        Chain::from_pem(&text).map_err(|source| Error::LocalCa { id: id.clone(), source })
+        self.chains.parse(&text).map_err(|source| Error::LocalCa { id: id.clone(), source })
     }
 
     async fn key_pair(&self, id: &str) -> Result<RemoteKey, Error> {
         let call = LoadKeyPair { key_id: id.to_owned() };
-        let handle = self.keyd.send(&call).await.map_err(|source| Error::KeyPair { id: id.to_owned(), source })?;
-        RemoteKey::load(self.keyd, handle.key_handle).await.map_err(|source| Error::Key { id: id.to_owned(), source })
+        let keyd = self.keys.keyd();
+        let handle = keyd.send(&call).await.map_err(|source| Error::KeyPair { id: id.to_owned(), source })?;
+        RemoteKey::load(keyd, handle.key_handle).await.map_err(|source| Error::Key { id: id.to_owned(), source })
     }
 
     /// The key pair that signs a self-signed certificate: the one called like it. A renewal asks for `<id>-temp` with
@@ -134,7 +157,7 @@ impl Issuing<'_> {
             Err(Error::KeyPair { source, .. }) if source.is_offline() => return named,
             _ => {}
         }
-        if let Some(base) = self.id.strip_suffix(NEXT_KEY_SUFFIX) {
+        if let Some(base) = self.id.strip_suffix(NEXT_SUFFIX) {
             match self.key_pair(base).await {
                 Ok(key) if key.is_public_key(wanted) => return Ok(key),
                 Ok(_) => {}
@@ -158,21 +181,22 @@ fn terms(options: &Options) -> Result<Terms, NameError> {
     Ok(Terms { lifetime, subject: subject(options)? })
 }
 
-fn subject(options: &Options) -> Result<Option<Name>, NameError> {
+/// The subject that the configuration has for a certificate.
+pub(crate) fn subject(options: &Options) -> Result<Option<Name>, NameError> {
     match (&options.common_name, &options.subject) {
         (Some(common_name), _) => name::from_entries([("CN", cut(common_name))]).map(Some),
-        (None, Some(subject)) => name::from_entries(in_order(subject)).map(Some),
+        (None, Some(subject)) => name_of(subject).map(Some),
         (None, None) => Ok(None),
     }
 }
 
-/// In the byte order of the keys, as the map has them.
-fn in_order(subject: &BTreeMap<String, String>) -> impl Iterator<Item = (&str, &str)> {
-    subject.iter().map(|(key, value)| {
+/// A configured name, its attributes in the byte order of the keys, as the map has them.
+pub(crate) fn name_of(subject: &BTreeMap<String, String>) -> Result<Name, NameError> {
+    name::from_entries(subject.iter().map(|(key, value)| {
         // Only this spelling of the attribute is cut, as in the public service.
         let value = if key.eq_ignore_ascii_case("cn") { cut(value) } else { value };
         (key.as_str(), value)
-    })
+    }))
 }
 
 fn cut(common_name: &str) -> &str {
@@ -181,6 +205,8 @@ fn cut(common_name: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use aziot_certd_api::config::Method;
+
     use super::*;
 
     fn options(common_name: Option<&str>, subject: &[(&str, &str)]) -> Options {

@@ -1,7 +1,10 @@
-//! Certificates: chains in PEM, and issuing with an issuer key that lives in the key service.
+//! Certificates: issuing with an issuer key that lives in the key service; [`chain`] holds what was issued, here or elsewhere.
 //!
 //! Nothing is vetted: whoever may have a certificate issued gets the extensions it asks for, `CA:TRUE` included, because
 //! deployed programs make their certificate authorities that way. Nothing is stored.
+
+mod chain;
+mod known;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -10,11 +13,7 @@ use der::{
     DateTime, Decode as _, Encode as _,
     asn1::{BitString, OctetString},
 };
-use openssl::{
-    asn1::{Asn1Time, Asn1TimeRef},
-    error::ErrorStack,
-    x509::{X509, X509Ref},
-};
+use openssl::x509::X509Ref;
 use spki::SubjectPublicKeyInfoRef;
 use x509_cert::{
     TbsCertificate,
@@ -25,96 +24,23 @@ use x509_cert::{
     },
     name::Name,
     serial_number::SerialNumber,
-    time::{Time, Validity},
+    time::{self, Time},
 };
 
 use crate::{
     key::{KeyError, RemoteKey, Signer},
-    pem::{self, PemError},
+    pem,
     request::Request,
 };
 
-const LABEL: &str = "CERTIFICATE";
-/// What very old programs write.
-const OLD_LABEL: &str = "X509 CERTIFICATE";
+use chain::unix_seconds;
+pub use chain::{Chain, ChainError, Validity};
+pub use known::KnownChains;
+
 /// How far a certificate is back-dated, so that peers whose clocks are behind accept it at once.
 const BACK_DATING: Duration = Duration::from_secs(5 * 60);
 /// Lifetime where configuration names none.
 pub const DEFAULT_LIFETIME: Duration = Duration::from_secs(30 * 86_400);
-
-/// Why text is no chain of certificates.
-#[derive(Debug, thiserror::Error)]
-pub enum ChainError {
-    /// The text is broken.
-    #[error("the certificates are not PEM")]
-    Pem(#[source] PemError),
-    /// A block holds something else.
-    #[error("certificate {position} of the chain is not X.509")]
-    Malformed {
-        /// Place in the chain, counted from 1.
-        position: usize,
-        /// What OpenSSL said.
-        source: ErrorStack,
-    },
-    /// A certificate cannot be written.
-    #[error("could not write certificates as PEM")]
-    Encoding(#[source] Box<dyn std::error::Error + Send + Sync>),
-}
-
-/// Certificates, each one issued by the next: the leaf first.
-#[derive(Clone, Debug, Default)]
-pub struct Chain(Vec<X509>);
-
-impl Chain {
-    /// Reads all certificates in `text`. Other PEM blocks and free text are skipped; no block makes an empty chain.
-    pub fn from_pem(text: &str) -> Result<Self, ChainError> {
-        let mut chain = Vec::new();
-        for block in pem::blocks(text) {
-            let block = block.map_err(ChainError::Pem)?;
-            if [LABEL, OLD_LABEL].contains(&block.label()) {
-                let bytes = block.decode().map_err(ChainError::Pem)?;
-                let malformed = |source| ChainError::Malformed { position: chain.len() + 1, source };
-                let certificate = X509::from_der(&bytes).map_err(malformed)?;
-                chain.push(certificate);
-            }
-        }
-        Ok(Self(chain))
-    }
-
-    /// Reads one certificate in DER, as some tools write files.
-    pub fn from_der(bytes: &[u8]) -> Result<Self, ChainError> {
-        let certificate = X509::from_der(bytes).map_err(|source| ChainError::Malformed { position: 1, source })?;
-        Ok(Self(vec![certificate]))
-    }
-
-    /// The chain as PEM: 64 columns, LF.
-    pub fn to_pem(&self) -> Result<String, ChainError> {
-        let mut text = String::new();
-        for certificate in &self.0 {
-            let bytes = certificate.to_der().map_err(|error| ChainError::Encoding(error.into()))?;
-            text += &pem::encode(LABEL, &bytes).map_err(|error| ChainError::Encoding(error.into()))?;
-        }
-        Ok(text)
-    }
-
-    /// The first certificate.
-    #[must_use]
-    pub fn leaf(&self) -> Option<&X509Ref> {
-        self.0.first().map(|certificate| &**certificate)
-    }
-
-    /// All certificates, the leaf first.
-    #[must_use]
-    pub fn certificates(&self) -> &[X509] {
-        &self.0
-    }
-
-    /// Whether there is none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-}
 
 /// What configuration says about a certificate that is issued here.
 #[derive(Clone, Debug)]
@@ -174,21 +100,26 @@ pub enum IssueError {
     Unverified,
 }
 
-/// Issues a certificate on `request`: the chain of the new certificate and, with an authority, all of the authority's own.
+/// Issues a certificate on `request`: as PEM, the new certificate and, with an authority, all of the authority's own.
 ///
-/// `now` is the wall clock. The certificate is verified with the issuer's key before it is handed out.
-pub async fn issue(request: &Request, terms: &Terms, issuer: Issuer<'_>, now: SystemTime) -> Result<Chain, IssueError> {
-    let (key, parents) = match issuer {
-        Issuer::Itself(key) => (key, &[][..]),
-        Issuer::Authority(chain, key) => (key, chain.certificates()),
-    };
-    let authority = match issuer {
-        Issuer::Itself(_) => None,
-        Issuer::Authority(chain, key) => Some(Authority::examine(chain, key, now)?),
+/// `now` is the wall clock. The signature is verified with the issuer's key before the certificate is handed out.
+pub async fn issue(
+    request: &Request,
+    terms: &Terms,
+    issuer: Issuer<'_>,
+    now: SystemTime,
+) -> Result<String, IssueError> {
+    let (key, authority) = match issuer {
+        Issuer::Itself(key) => (key, None),
+        Issuer::Authority(chain, key) => (key, Some(Authority::examine(chain, key, now)?)),
     };
     let builder = prepare(request, terms, authority, now)?;
     let leaf = sign(builder, key).await?;
-    Ok(Chain([&[leaf], parents].concat()))
+    let mut text = pem::encode(chain::LABEL, &leaf).map_err(build)?;
+    if let Issuer::Authority(parents, _) = issuer {
+        text += &parents.to_pem().map_err(build)?;
+    }
+    Ok(text)
 }
 
 /// What an authority's certificates put into those that it issues.
@@ -241,7 +172,7 @@ fn prepare(
 ) -> Result<CertificateBuilder<Profile>, IssueError> {
     let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
     let limit = authority.as_ref().map_or(i64::MAX, |authority| authority.not_after);
-    let validity = Validity::new(
+    let validity = time::Validity::new(
         Time::from(date(now.saturating_sub(BACK_DATING))),
         Time::from(end(now.saturating_add(terms.lifetime), limit)),
     );
@@ -256,15 +187,16 @@ fn prepare(
     CertificateBuilder::new(profile, SerialNumber::new(&serial).map_err(build)?, validity, public_key).map_err(build)
 }
 
-async fn sign(mut builder: CertificateBuilder<Profile>, key: &RemoteKey) -> Result<X509, IssueError> {
+/// The certificate as DER.
+async fn sign(mut builder: CertificateBuilder<Profile>, key: &RemoteKey) -> Result<Vec<u8>, IssueError> {
     let signer = Signer(key);
     let message = Builder::finalize(&mut builder, &signer).map_err(build)?;
     let signature = key.sign_sha256(&message).await.map_err(IssueError::Key)?;
+    if !key.verifies_sha256(&message, &signature) {
+        return Err(IssueError::Unverified);
+    }
     let signature = BitString::from_bytes(&signature).map_err(build)?;
-    let certificate = Builder::assemble(builder, signature, &signer).map_err(build)?;
-    let certificate = X509::from_der(&certificate.to_der().map_err(build)?).map_err(build)?;
-    // An error means a signature that is none.
-    if certificate.verify(key.public_key()).unwrap_or(false) { Ok(certificate) } else { Err(IssueError::Unverified) }
+    Builder::assemble(builder, signature, &signer).map_err(build)?.to_der().map_err(build)
 }
 
 /// The last second that a certificate can name (RFC 5280, section 4.1.2.5) if time runs past it.
@@ -281,13 +213,8 @@ fn seconds(duration: Duration) -> i64 {
     i64::try_from(duration.as_secs()).unwrap_or(i64::MAX)
 }
 
-fn unix_seconds(time: &Asn1TimeRef) -> Result<i64, ErrorStack> {
-    let since = Asn1Time::from_unix(0)?.diff(time)?;
-    Ok(i64::from(since.days) * 86_400 + i64::from(since.secs))
-}
-
 /// The subject as people write it, for the log.
-fn subject(certificate: &X509Ref) -> String {
+pub(crate) fn subject(certificate: &X509Ref) -> String {
     let name = certificate.subject_name().to_der().ok().and_then(|bytes| Name::from_der(&bytes).ok());
     name.map_or_else(|| "with an unreadable subject".to_owned(), |name| format!("{:?}", name.to_string()))
 }

@@ -1,7 +1,11 @@
 //! A key pair of the key service, as a signer.
 //!
-//! Only signatures with SHA-256 are made here; they are all that requests and certificates need. Nothing is kept between
-//! one [`RemoteKey`] and the next: a handle stands for a key id, and after a move or an import it stands for another key.
+//! Requests and certificates are signed with SHA-256; TLS chooses its own way. A [`RemoteKey`] is what the key was when it was loaded: a
+//! handle stands for a key id, and after a move or an import it stands for another key. [`KnownKeys`] keeps them all the same.
+
+mod known;
+mod public;
+mod scheme;
 
 use aziot_http::{Base64, Client, ClientError, SecretBytes};
 use aziot_keyd_api::{
@@ -16,18 +20,26 @@ use const_oid::{
 };
 use der::{Any, Decode as _, Document, Encode as _};
 use openssl::{
-    asn1::Asn1Object,
     bn::{BigNum, BigNumContext},
-    ec::{EcGroup, EcKey, EcPoint},
+    ec::EcGroup,
     error::ErrorStack,
     pkey::{PKey, PKeyRef, Public},
-    rsa::Rsa,
+    sign::Verifier as OpenSslVerifier,
 };
 use spki::{AlgorithmIdentifierOwned, SubjectPublicKeyInfoOwned};
 
-/// What stands before a SHA-256 digest in the block that RSA signs (RFC 8017, section 9.2, note 1).
-const DIGEST_INFO: [u8; 19] =
-    [0x30, 0x31, 0x30, 0x0d, 0x06, 0x09, 0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, 0x01, 0x05, 0x00, 0x04, 0x20];
+pub use known::{KnownKeys, Name, UnknownKey};
+pub(crate) use public::public_key;
+pub(crate) use scheme::{Hash, Scheme, has_room_for_pss};
+
+/// Ends the id of what is to take the place of a key pair, or of a certificate, that has the rest of the id.
+pub const NEXT_SUFFIX: &str = "-temp";
+
+/// The id under which the successor of the key pair or certificate `id` comes into being.
+#[must_use]
+pub fn next_id(id: &str) -> String {
+    format!("{id}{NEXT_SUFFIX}")
+}
 
 /// Why a key pair of the key service cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +60,12 @@ pub enum KeyError {
         /// What is wrong with it.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// What the key service should sign cannot be written.
+    #[error("could not prepare the block that the key pair should sign")]
+    Block(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The pair signs in other ways.
+    #[error("the key pair cannot sign in the way asked for")]
+    Scheme,
     /// The key service made no signature.
     #[error("could not sign with the key pair")]
     Sign(#[source] ClientError),
@@ -79,13 +97,15 @@ impl RemoteKey {
         let (kind, public) = match parameters.text("algorithm").await?.as_str() {
             "ECDSA" => {
                 let (oid, point) = (parameters.bytes("ec-curve-oid").await?, parameters.bytes("ec-point").await?);
-                let group = named_curve(&oid).map_err(unusable("ec-curve-oid"))?;
+                // A whole DER object identifier.
+                let oid = ObjectIdentifier::from_der(&oid).map_err(unusable("ec-curve-oid"))?;
+                let group = public::named_curve(oid).map_err(unusable("ec-curve-oid"))?;
                 let order_bytes = order_bytes(&group).map_err(unusable("ec-curve-oid"))?;
-                (Kind::Ec { order_bytes }, ec_key(&group, &point).map_err(unusable("ec-point"))?)
+                (Kind::Ec { order_bytes }, public::ec_key(&group, &point).map_err(unusable("ec-point"))?)
             }
             "RSA" => {
                 let (n, e) = (parameters.bytes("rsa-modulus").await?, parameters.bytes("rsa-exponent").await?);
-                (Kind::Rsa, rsa_key(&n, &e).map_err(unusable("rsa-modulus"))?)
+                (Kind::Rsa, public::rsa_key(&n, &e).map_err(unusable("rsa-modulus"))?)
             }
             other => return Err(unusable("algorithm")(format!("{other:?} is neither ECDSA nor RSA"))),
         };
@@ -108,8 +128,7 @@ impl RemoteKey {
     /// Whether `info` is the public half of this pair, in whatever form its point is written.
     #[must_use]
     pub fn is_public_key(&self, info: &SubjectPublicKeyInfoOwned) -> bool {
-        let key = info.to_der().ok().and_then(|bytes| PKey::public_key_from_der(&bytes).ok());
-        key.is_some_and(|key| self.public.public_eq(&key))
+        public_key(info).is_ok_and(|key| self.public.public_eq(&key))
     }
 
     /// The algorithm of the signatures that [`sign_sha256`](Self::sign_sha256) makes.
@@ -124,21 +143,54 @@ impl RemoteKey {
 
     /// Signs `message`: a DER sequence of r and s for EC, PKCS #1 v1.5 for RSA, both over its SHA-256 digest.
     pub async fn sign_sha256(&self, message: &[u8]) -> Result<Vec<u8>, KeyError> {
-        let digest = openssl::sha::sha256(message);
-        match self.kind {
-            Kind::Ec { order_bytes } => {
-                let digest = Base64(digest[..digest.len().min(order_bytes)].to_vec());
-                let call = Sign { key_handle: self.handle.clone(), mechanism: SignMechanism::Ecdsa { digest } };
+        let scheme = match self.kind {
+            Kind::Ec { .. } => Scheme::Ecdsa(Hash::Sha256),
+            Kind::Rsa => Scheme::RsaPkcs1(Hash::Sha256),
+        };
+        self.sign(scheme, message).await
+    }
+
+    /// Whether `signature` is one that [`sign_sha256`](Self::sign_sha256) makes of `message`.
+    #[must_use]
+    pub(crate) fn verifies_sha256(&self, message: &[u8], signature: &[u8]) -> bool {
+        is_signature(&self.public, Hash::Sha256, message, signature)
+    }
+
+    /// Signs `message` in a way that fits the pair's algorithm.
+    pub(crate) async fn sign(&self, scheme: Scheme, message: &[u8]) -> Result<Vec<u8>, KeyError> {
+        match (scheme, self.kind) {
+            (Scheme::Ecdsa(hash), Kind::Ec { order_bytes }) => {
+                let mut digest = hash.digest(message);
+                digest.truncate(order_bytes);
+                let mechanism = SignMechanism::Ecdsa { digest: Base64(digest) };
+                let call = Sign { key_handle: self.handle.clone(), mechanism };
                 Ok(self.keyd.send(&call).await.map_err(KeyError::Sign)?.signature.0)
             }
-            Kind::Rsa => {
-                let plaintext = SecretBytes::new([DIGEST_INFO.as_slice(), &digest].concat());
-                let mechanism = EncryptMechanism::RsaPkcs1;
-                let call = Encrypt { key_handle: self.handle.clone(), mechanism, plaintext };
-                Ok(self.keyd.send(&call).await.map_err(KeyError::Sign)?.ciphertext.0)
+            (Scheme::RsaPkcs1(hash), Kind::Rsa) => {
+                self.private_operation(EncryptMechanism::RsaPkcs1, scheme::digest_info(hash, message)).await
+            }
+            (Scheme::RsaPss(hash), Kind::Rsa) => {
+                let block = scheme::pss(hash, message, self.public.bits())?;
+                self.private_operation(EncryptMechanism::RsaNoPadding, block).await
+            }
+            (Scheme::Ecdsa(_), Kind::Rsa) | (Scheme::RsaPkcs1(_) | Scheme::RsaPss(_), Kind::Ec { .. }) => {
+                Err(KeyError::Scheme)
             }
         }
     }
+
+    async fn private_operation(&self, mechanism: EncryptMechanism, block: Vec<u8>) -> Result<Vec<u8>, KeyError> {
+        let call = Encrypt { key_handle: self.handle.clone(), mechanism, plaintext: SecretBytes::new(block) };
+        Ok(self.keyd.send(&call).await.map_err(KeyError::Sign)?.ciphertext.0)
+    }
+}
+
+/// ECDSA or PKCS #1 v1.5, as the key is. An error means a signature that is none.
+pub(crate) fn is_signature(key: &PKeyRef<Public>, hash: Hash, message: &[u8], signature: &[u8]) -> bool {
+    let verify = || -> Result<bool, ErrorStack> {
+        OpenSslVerifier::new(hash.openssl(), key)?.verify_oneshot(signature, message)
+    };
+    verify().unwrap_or(false)
 }
 
 struct Parameters<'a> {
@@ -165,27 +217,10 @@ where
     move |source| KeyError::Unusable { name, source: source.into() }
 }
 
-/// `oid` is a whole DER object identifier.
-fn named_curve(oid: &[u8]) -> Result<EcGroup, Box<dyn std::error::Error + Send + Sync>> {
-    let oid: ObjectIdentifier = ObjectIdentifier::from_der(oid)?;
-    Ok(EcGroup::from_curve_name(Asn1Object::from_str(&oid.to_string())?.nid())?)
-}
-
 fn order_bytes(group: &EcGroup) -> Result<usize, Box<dyn std::error::Error + Send + Sync>> {
     let mut order = BigNum::new()?;
     group.order(&mut order, &mut *BigNumContext::new()?)?;
     Ok(usize::try_from(order.num_bytes())?)
-}
-
-/// `point` is a SEC 1 point in any of its forms; the key service sends the compressed one.
-fn ec_key(group: &EcGroup, point: &[u8]) -> Result<PKey<Public>, ErrorStack> {
-    let point = EcPoint::from_bytes(group, point, &mut *BigNumContext::new()?)?;
-    PKey::from_ec_key(EcKey::from_public_key(group, &point)?)
-}
-
-fn rsa_key(modulus: &[u8], exponent: &[u8]) -> Result<PKey<Public>, ErrorStack> {
-    let (modulus, exponent) = (BigNum::from_slice(modulus)?, BigNum::from_slice(exponent)?);
-    PKey::from_rsa(Rsa::from_public_components(modulus, exponent)?)
 }
 
 fn public_key_info(

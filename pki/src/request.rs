@@ -3,12 +3,22 @@
 //! Of a foreign request only subject, public key and requested extensions count. Whether it should be granted is not
 //! decided here.
 
-use const_oid::{ObjectIdentifier, db::rfc5912::ID_EXTENSION_REQ};
+use const_oid::{
+    ObjectIdentifier,
+    db::rfc5912::{
+        ECDSA_WITH_SHA_256, ECDSA_WITH_SHA_384, ECDSA_WITH_SHA_512, ID_EXTENSION_REQ, SHA_256_WITH_RSA_ENCRYPTION,
+        SHA_384_WITH_RSA_ENCRYPTION, SHA_512_WITH_RSA_ENCRYPTION,
+    },
+};
 use der::{
     Decode as _, Encode as _,
     asn1::{Any, BitString, SetOfVec},
 };
-use openssl::{error::ErrorStack, pkey::Id, x509::X509Req};
+use openssl::{
+    error::ErrorStack,
+    pkey::{Id, PKeyRef, Public},
+    x509::X509Req,
+};
 use spki::SubjectPublicKeyInfoOwned;
 use x509_cert::{
     attr::{Attribute, Attributes},
@@ -18,7 +28,7 @@ use x509_cert::{
 };
 
 use crate::{
-    key::{KeyError, RemoteKey},
+    key::{Hash, KeyError, RemoteKey, is_signature, public_key},
     pem::{self, PemError},
 };
 
@@ -43,7 +53,7 @@ pub enum RequestError {
     Malformed(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The public key is of no known kind or damaged.
     #[error("the request has no usable public key")]
-    PublicKey(#[source] ErrorStack),
+    PublicKey(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The public key is so short that others could sign with it.
     #[error("the RSA key has {bits} bits; at least {LEAST_RSA_BITS} are needed")]
     WeakKey {
@@ -69,9 +79,11 @@ pub enum CreateError {
 /// A request whose own signature holds.
 #[derive(Clone, Debug)]
 pub struct Request {
+    der: Vec<u8>,
     subject: Name,
     public_key: SubjectPublicKeyInfoOwned,
     extensions: Vec<Extension>,
+    is_ambiguous: bool,
 }
 
 impl Request {
@@ -88,19 +100,32 @@ impl Request {
 
     /// Reads a request and verifies it with its own key.
     pub fn from_der(bytes: &[u8]) -> Result<Self, RequestError> {
-        let CertReq { info, .. } = CertReq::from_der(bytes).map_err(|error| RequestError::Malformed(error.into()))?;
-        let request = X509Req::from_der(bytes).map_err(|error| RequestError::Malformed(error.into()))?;
-        let key = request.public_key().map_err(RequestError::PublicKey)?;
+        let request = CertReq::from_der(bytes).map_err(|error| RequestError::Malformed(error.into()))?;
+        let key = public_key(&request.info.public_key).map_err(RequestError::PublicKey)?;
         let is_rsa = [Id::RSA, Id::RSA_PSS].contains(&key.id());
         if is_rsa && key.bits() < LEAST_RSA_BITS {
             return Err(RequestError::WeakKey { bits: key.bits() });
         }
-        // An error means that the signature has no meaning at all, which is no better than a wrong one.
-        if !request.verify(&key).unwrap_or(false) {
+        if !is_signed(&request, &key) && !is_signed_as_openssl_sees_it(bytes) {
             return Err(RequestError::Unverified);
         }
+        let info = request.info;
         let extensions = requested_extensions(&info.attributes);
-        Ok(Self { subject: info.subject, public_key: info.public_key, extensions })
+        let is_ambiguous = is_ambiguous(&info.attributes);
+        Ok(Self { der: bytes.to_owned(), subject: info.subject, public_key: info.public_key, extensions, is_ambiguous })
+    }
+
+    /// The request as it came, for handing on: nobody else can sign it.
+    #[must_use]
+    pub fn der(&self) -> &[u8] {
+        &self.der
+    }
+
+    /// Whether both are for the same key, subject and extensions; their signatures may differ.
+    #[must_use]
+    pub fn asks_the_same_as(&self, other: &Self) -> bool {
+        let parts = |request: &Self| (request.subject.clone(), request.public_key.clone(), request.extensions.clone());
+        parts(self) == parts(other)
     }
 
     /// Whom the certificate shall name.
@@ -120,6 +145,34 @@ impl Request {
     pub fn extensions(&self) -> &[Extension] {
         &self.extensions
     }
+
+    /// Whether another reader of the request may see other [`extensions`](Self::extensions): it asks for them more than once,
+    /// or in a way that does not decode. Whoever grants a request by its extensions and hands it on must refuse such a one.
+    #[must_use]
+    pub fn is_ambiguous(&self) -> bool {
+        self.is_ambiguous
+    }
+}
+
+/// Whether the signature holds; only the ways to sign that nearly all requests have are known here.
+fn is_signed(request: &CertReq, key: &PKeyRef<Public>) -> bool {
+    let hash = match request.algorithm.oid {
+        ECDSA_WITH_SHA_256 | SHA_256_WITH_RSA_ENCRYPTION => Hash::Sha256,
+        ECDSA_WITH_SHA_384 | SHA_384_WITH_RSA_ENCRYPTION => Hash::Sha384,
+        ECDSA_WITH_SHA_512 | SHA_512_WITH_RSA_ENCRYPTION => Hash::Sha512,
+        _ => return false,
+    };
+    let (Ok(message), Some(signature)) = (request.info.to_der(), request.signature.as_bytes()) else { return false };
+    is_signature(key, hash, &message, signature)
+}
+
+/// Slower, and knows everything. An error means that the signature has no meaning at all, which is no better than a wrong one.
+fn is_signed_as_openssl_sees_it(request: &[u8]) -> bool {
+    let verify = || -> Result<bool, ErrorStack> {
+        let request = X509Req::from_der(request)?;
+        request.verify(&*request.public_key()?)
+    };
+    verify().unwrap_or(false)
 }
 
 /// An attribute that does not decode counts as absent, as the public service has it.
@@ -136,6 +189,15 @@ fn requested_extensions(attributes: &Attributes) -> Vec<Extension> {
         }
     }
     Vec::new()
+}
+
+/// Whether there is anything but one request for extensions, which decodes, or none.
+fn is_ambiguous(attributes: &Attributes) -> bool {
+    let asks = |attribute: &&Attribute| [ID_EXTENSION_REQ, MICROSOFT_EXTENSION_REQUEST].contains(&attribute.oid);
+    let mut asking = attributes.iter().filter(asks);
+    let (Some(first), second) = (asking.next(), asking.next()) else { return false };
+    let decodes = |value: &Any| value.decode_as::<Vec<Extension>>().is_ok();
+    second.is_some() || first.values.len() != 1 || !first.values.get(0).is_some_and(decodes)
 }
 
 /// A request for `key`, signed by it, as PEM.

@@ -1,11 +1,14 @@
-//! TLS clients of the cloud: one crypto provider, the system's roots, one connector.
+//! TLS clients of the cloud and of EST servers: one crypto provider, the system's roots, one connector.
 //!
 //! The provider is the distribution's OpenSSL behind rustls, so that its security fixes reach us without a build; exchanging it is
-//! the one line in [`provider`]. [`connector`] opens connections, [`proxy`] leads them round a firewall. Which servers are called, and what
-//! is said to them, is the callers' business.
+//! the one line in [`provider`]. [`trust`] says whom we believe and [`identity`] who we are, [`connector`] opens connections, [`proxy`] leads
+//! them round a firewall. Which servers are called, and what is said to them, is the callers' business.
 
 pub mod connector;
+pub mod identity;
 pub mod proxy;
+pub mod stream;
+pub mod trust;
 
 use std::{
     path::{Path, PathBuf},
@@ -15,8 +18,10 @@ use std::{
 use rustls::{ClientConfig, client::ResolvesClientCert, crypto::CryptoProvider};
 
 pub use connector::{ConnectError, Connector};
+pub use identity::{ClientIdentity, IdentityError};
 pub use proxy::{Proxy, ProxyError};
 pub use rustls::RootCertStore;
+pub use trust::Trust;
 
 /// A TLS client cannot be set up.
 #[derive(Debug, thiserror::Error)]
@@ -76,17 +81,22 @@ pub fn roots_from_file(path: &Path) -> Result<Arc<RootCertStore>, TlsError> {
     }
 }
 
-/// The settings of connections to servers that `roots` vouch for. `identity` answers a server that asks who we are.
+/// The settings of connections to servers that `trust` accepts. `identity` answers a server that asks who we are.
 ///
 /// Sessions are resumed between connections of one configuration: build it once per set of credentials and share it.
 pub fn client_config(
-    roots: Arc<RootCertStore>,
+    trust: &Trust,
     identity: Option<Arc<dyn ResolvesClientCert>>,
 ) -> Result<Arc<ClientConfig>, TlsError> {
-    let builder = ClientConfig::builder_with_provider(provider())
+    let provider = provider();
+    let algorithms = provider.signature_verification_algorithms;
+    let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .map_err(TlsError::Versions)?
-        .with_root_certificates(roots);
+        .map_err(TlsError::Versions)?;
+    let builder = match trust.plain() {
+        Some(roots) => builder.with_root_certificates(Arc::clone(roots)),
+        None => builder.dangerous().with_custom_certificate_verifier(trust.verifier(algorithms)),
+    };
     Ok(Arc::new(match identity {
         Some(identity) => builder.with_client_cert_resolver(identity),
         None => builder.with_no_client_auth(),

@@ -14,7 +14,7 @@ use openssl::ec::{EcGroup, EcKey};
 use openssl::error::ErrorStack;
 use openssl::hash::MessageDigest;
 use openssl::nid::Nid;
-use openssl::pkey::{PKey, Private};
+use openssl::pkey::{HasPublic, PKey, PKeyRef, Private};
 use openssl::x509::extension::{
     AuthorityKeyIdentifier, BasicConstraints, ExtendedKeyUsage, KeyUsage, SubjectAlternativeName, SubjectKeyIdentifier,
 };
@@ -88,9 +88,10 @@ impl Identity {
     }
 }
 
-struct Issued {
-    certificate: X509,
-    key: PKey<Private>,
+/// A certificate and its private key.
+pub(crate) struct Issued {
+    pub(crate) certificate: X509,
+    pub(crate) key: PKey<Private>,
 }
 
 impl Issued {
@@ -119,18 +120,7 @@ impl Authority {
     }
 
     fn make() -> Result<Self, ErrorStack> {
-        let key = new_key()?;
-        let name = name(&format!("aziot-simulator development CA {}", &crate::random::uuid()[..8]))?;
-        let mut builder = begin(&key, 0, AUTHORITY_DAYS * DAY_SECONDS)?;
-        builder.set_subject_name(&name)?;
-        builder.set_issuer_name(&name)?;
-        builder.append_extension(BasicConstraints::new().critical().ca().build()?)?;
-        builder.append_extension(KeyUsage::new().critical().key_cert_sign().crl_sign().build()?)?;
-        let context = builder.x509v3_context(None, None);
-        let key_identifier = SubjectKeyIdentifier::new().build(&context)?;
-        builder.append_extension(key_identifier)?;
-        builder.sign(&key, MessageDigest::sha256())?;
-        Ok(Self(Issued { certificate: builder.build(), key }))
+        new_authority("development CA", None).map(Self)
     }
 
     /// Reads `server.pem` and `server.key.pem` in `folder`, or issues them for `names`. Blocks.
@@ -154,7 +144,8 @@ impl Authority {
 
     fn issue(&self, names: &[String], starts_in_seconds: i64, life_seconds: i64) -> Result<Issued, ErrorStack> {
         let key = new_key()?;
-        let mut builder = begin(&key, starts_in_seconds, life_seconds)?;
+        let start = jiff::Timestamp::now().as_second() + starts_in_seconds;
+        let mut builder = begin(&key, start - BACKDATE_SECONDS, start + life_seconds)?;
         let subject = name("aziot-simulator")?;
         builder.set_subject_name(&subject)?;
         builder.set_issuer_name(self.0.certificate.subject_name())?;
@@ -207,7 +198,7 @@ pub(crate) fn faulty(
     issue().map_err(|source| Error::Issue { names: names.to_vec(), source })
 }
 
-fn new_key() -> Result<PKey<Private>, ErrorStack> {
+pub(crate) fn new_key() -> Result<PKey<Private>, ErrorStack> {
     PKey::from_ec_key(EcKey::generate(&*EcGroup::from_curve_name(Nid::X9_62_PRIME256V1)?)?)
 }
 
@@ -217,20 +208,44 @@ fn name(common_name: &str) -> Result<openssl::x509::X509Name, ErrorStack> {
     Ok(builder.build())
 }
 
-fn begin(key: &PKey<Private>, starts_in_seconds: i64, life_seconds: i64) -> Result<X509Builder, ErrorStack> {
-    let start = jiff::Timestamp::now().as_second() + starts_in_seconds;
+/// A new certification authority: under `issuer`, or a root.
+pub(crate) fn new_authority(what: &str, issuer: Option<&Issued>) -> Result<Issued, ErrorStack> {
+    let key = new_key()?;
+    let name = name(&format!("aziot-simulator {what} {}", &crate::random::uuid()[..8]))?;
+    let now = jiff::Timestamp::now().as_second();
+    let mut builder = begin(&key, now - BACKDATE_SECONDS, now + AUTHORITY_DAYS * DAY_SECONDS)?;
+    builder.set_subject_name(&name)?;
+    builder.set_issuer_name(issuer.map_or(&name, |issuer| issuer.certificate.subject_name()))?;
+    builder.append_extension(BasicConstraints::new().critical().ca().build()?)?;
+    builder.append_extension(KeyUsage::new().critical().key_cert_sign().crl_sign().build()?)?;
+    let context = builder.x509v3_context(issuer.map(|issuer| &*issuer.certificate), None);
+    let key_identifier = SubjectKeyIdentifier::new().build(&context)?;
+    let issuer_identifier = issuer.map(|_| AuthorityKeyIdentifier::new().keyid(true).build(&context)).transpose()?;
+    builder.append_extension(key_identifier)?;
+    issuer_identifier.map(|identifier| builder.append_extension(identifier)).transpose()?;
+    builder.sign(issuer.map_or(&key, |issuer| &issuer.key), MessageDigest::sha256())?;
+    Ok(Issued { certificate: builder.build(), key })
+}
+
+/// A certificate in the making: version, random serial, key, and dates in Unix seconds.
+pub(crate) fn begin<T: HasPublic>(
+    key: &PKeyRef<T>,
+    not_before: i64,
+    not_after: i64,
+) -> Result<X509Builder, ErrorStack> {
     let mut serial = BigNum::new()?;
     serial.rand(127, MsbOption::ONE, false)?; // 127 bits stay positive in 16 bytes
     let mut builder = X509::builder()?;
     builder.set_version(2)?; // X.509 v3
     builder.set_serial_number(&*serial.to_asn1_integer()?)?;
     builder.set_pubkey(key)?;
-    builder.set_not_before(&*Asn1Time::from_unix(start - BACKDATE_SECONDS)?)?;
-    builder.set_not_after(&*Asn1Time::from_unix(start + life_seconds)?)?;
+    builder.set_not_before(&*Asn1Time::from_unix(not_before)?)?;
+    builder.set_not_after(&*Asn1Time::from_unix(not_after)?)?;
     Ok(builder)
 }
 
-fn lasts(certificate: &X509) -> bool {
+/// Whether a certificate need not be issued anew at this start.
+pub(crate) fn lasts(certificate: &X509) -> bool {
     Asn1Time::days_from_now(RENEW_DAYS).is_ok_and(|soon| certificate.not_after() > &*soon)
 }
 
@@ -252,7 +267,7 @@ fn normal(name: &str) -> String {
 }
 
 /// The certificate and key, or `None` if one is missing, damaged, or not the other's.
-fn read_pair(certificate: &Path, key: &Path) -> Result<Option<Issued>, Error> {
+pub(crate) fn read_pair(certificate: &Path, key: &Path) -> Result<Option<Issued>, Error> {
     let read = |path| match aziot_files::read_limited(path, LIMIT_BYTES) {
         Ok(bytes) => Ok(Some(Zeroizing::new(bytes))),
         Err(error) if error.is_not_found() => Ok(None),
@@ -270,7 +285,7 @@ fn read_pair(certificate: &Path, key: &Path) -> Result<Option<Issued>, Error> {
 }
 
 /// The key goes first: a crash in between leaves a pair that does not match and is made anew.
-fn write_pair(issued: &Issued, chain: &[&X509], certificate: &Path, key: &Path) -> Result<(), Error> {
+pub(crate) fn write_pair(issued: &Issued, chain: &[&X509], certificate: &Path, key: &Path) -> Result<(), Error> {
     let issue_error = |source| Error::Issue { names: Vec::new(), source };
     let key_pem = Zeroizing::new(issued.key.private_key_to_pem_pkcs8().map_err(issue_error)?);
     let mut pem = issued.certificate.to_pem().map_err(issue_error)?;

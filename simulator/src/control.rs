@@ -3,6 +3,8 @@
 //! Shows what was seen and what is registered (without keys), sets faults, disables and forgets devices. Every error is
 //! `{"message": "..."}`.
 
+mod est;
+
 use std::sync::Arc;
 
 use axum::body::Bytes;
@@ -19,9 +21,10 @@ use crate::certificates::{self, Authority};
 use aziot_log::chain;
 
 use crate::cloud::Cloud;
+use crate::est::Est;
 use crate::faults::{CertificateFault, Fault, Faults, Kind};
 use crate::registry;
-use crate::server::{Appearance, tls_config};
+use crate::server::{Appearance, AskClients, tls_config};
 
 const HELP: &str = "\
 GET    /journal       the last 1000 requests: time, method, path, status, reason of a refusal
@@ -29,10 +32,22 @@ GET    /messages      the last 100 messages of devices and modules, bodies in ba
 GET    /devices       devices and modules of the hub, without keys
 PUT    /devices/ID    {\"disabled\": true}
 DELETE /devices/ID    forget a device and its modules
+GET    /est           settings of the EST server, if there is one
+PUT    /est           {\"lifetimeSeconds\": 20, \"identityLifetimeSeconds\": 60, \"backdateSeconds\": 0,
+                       \"authentication\": \"any|basic|certificate|both\", \"bootstrap\": \"identity|anything\",
+                       \"pendingPolls\": 2, \"retryAfterSeconds\": 1, \"protectCacerts\": false, \"sendChain\": false,
+                       \"insistOnReenroll\": false, \"allowCa\": false}
+GET    /est/issued    the last 1000 certificates that were issued, and to whom
+POST   /est/bootstrap a certificate of the bootstrap CA for a request in PEM; ?lifetimeSeconds=60
 GET    /fault         the fault that is set
-PUT    /fault         {\"kind\": \"none|refuse|latency|reset|status|garbage|empty|html|truncated\", \"status\": 429, \"retryAfter\": 2,
-                       \"milliseconds\": 500, \"matching\": \"/devices/\", \"count\": 3, \"networkError\": true}
+PUT    /fault         {\"kind\": \"none|refuse|stall|plain|latency|hang|withhold|reset|status|garbage|empty|html|truncated|answer\",
+                       \"status\": 429, \"retryAfter\": 2, \"milliseconds\": 500, \"matching\": \"/devices/\", \"count\": 3,
+                       \"networkError\": true}
                       {\"certificate\": \"good|wrong-name|expired|other-ca\"}
+                      {\"kind\": \"answer\", \"form\": \"FORM\"} for EST, where FORM is one of
+                       no-certificates no-content wrong-key ca-only other-ca expired not-yet-valid unordered extra many
+                       crlf one-line unpadded der pem plain-pem garbage garbage-der huge empty
+                       wrong-media-type odd-media-type no-media-type
 DELETE /fault         no fault, the good certificate
 ";
 
@@ -45,10 +60,14 @@ pub(crate) struct Control {
     pub(crate) good: Arc<ServerConfig>,
     pub(crate) authority: Option<Authority>,
     pub(crate) names: Vec<String>,
+    pub(crate) est: Option<Arc<Est>>,
+    pub(crate) clients: AskClients,
 }
 
 pub(crate) fn routes(control: Arc<Control>) -> Router {
+    let est = control.est.clone().map(est::routes).unwrap_or_default();
     Router::new()
+        .merge(est)
         .route("/", get(HELP))
         .route("/journal", get(requests))
         .route("/messages", get(messages))
@@ -164,6 +183,9 @@ async fn set_fault(State(control): State<Arc<Control>>, body: Bytes) -> Result<S
         if fault.status.is_some_and(|status| !(200..=599).contains(&status)) {
             return Err(Refusal::bad_request("status is not between 200 and 599"));
         }
+        if fault.form.is_some() != (fault.kind == Kind::Answer) {
+            return Err(Refusal::bad_request("a form belongs to the kind \"answer\", and only there"));
+        }
         set(&control, fault);
     }
     if let Some(certificate) = certificate {
@@ -180,9 +202,9 @@ async fn clear_fault(State(control): State<Arc<Control>>) -> Result<StatusCode, 
 
 fn set(control: &Control, fault: Fault) {
     tracing::info!(?fault, "fault set on demand");
-    let refuses = fault.kind == Kind::Refuse;
+    let is_of_connections = fault.kind.is_of_connections();
     control.faults.set(fault);
-    if refuses {
+    if is_of_connections {
         control.appearance.close_idle();
     }
 }
@@ -196,7 +218,7 @@ async fn show(control: &Arc<Control>, fault: CertificateFault) -> Result<(), Ref
         .map_err(|error| Refusal::internal(&error))?;
     let tls = match identity {
         None => Arc::clone(&control.good),
-        Some(identity) => tls_config(identity).map_err(|error| Refusal::internal(&error))?,
+        Some(identity) => tls_config(identity, control.clients).map_err(|error| Refusal::internal(&error))?,
     };
     control.appearance.show(tls);
     tracing::info!(certificate = ?fault, "certificate shown from now on");

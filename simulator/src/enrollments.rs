@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 use crate::key::{self, SymmetricKey};
 use crate::registry::{self, KeyPair};
@@ -45,7 +46,7 @@ pub enum Error {
     },
 }
 
-/// Where and why a file of enrollments could not be understood.
+/// Where and why a file could not be understood.
 #[derive(Debug, thiserror::Error)]
 #[error("line {line}: {message}")]
 pub struct ParseError {
@@ -243,7 +244,8 @@ fn check_name(name: &str) -> Result<(), Error> {
     registry::check_name(name).map_err(|_| Error::Name(name.to_owned()))
 }
 
-fn parse_toml(bytes: &[u8]) -> Result<File, ParseError> {
+/// Reads TOML. An error has the place and the reason, but not the line itself, which may hold a key.
+pub(crate) fn parse_toml<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ParseError> {
     let text =
         std::str::from_utf8(bytes).map_err(|_| ParseError { line: 1, message: "it is not UTF-8 text".to_owned() })?;
     toml::from_str(text).map_err(|error| {

@@ -1,6 +1,6 @@
 //! Faults on demand: what a test or a curious developer wants the cloud to get wrong, and for which requests.
 //!
-//! Only chooses the fault; `server.rs` and `front.rs` commit it.
+//! Only chooses the fault; `server.rs` and `front.rs` commit it, and the EST server where it is about certificates.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -15,8 +15,16 @@ pub(crate) enum Kind {
     None,
     /// Each new connection is closed before TLS, and open ones when they are idle: as good as unreachable.
     Refuse,
+    /// Each new connection is accepted, and then nothing is said on it.
+    Stall,
+    /// Each new connection is answered in clear: no TLS is spoken here.
+    Plain,
     /// The request is served after `milliseconds`.
     Latency,
+    /// The request is read, and no answer ever comes.
+    Hang,
+    /// The request is served, and its answer never comes.
+    Withhold,
     /// The connection is reset instead of an answer.
     Reset,
     /// `status`, by default 500, with an error body.
@@ -29,6 +37,67 @@ pub(crate) enum Kind {
     Html,
     /// The request is served, but the connection ends in the middle of the answer's body.
     Truncated,
+    /// An EST request is served, and its answer says it in the wrong `form`.
+    Answer,
+}
+
+impl Kind {
+    /// Whether it befalls connections, before there is a request.
+    pub(crate) fn is_of_connections(self) -> bool {
+        matches!(self, Self::Refuse | Self::Stall | Self::Plain)
+    }
+}
+
+/// What is odd about an answer of the EST server. Some forms are wrong, some are merely unusual; a client has to know which.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Form {
+    /// PKCS#7 with an empty list of certificates.
+    NoCertificates,
+    /// PKCS#7 `SignedData` without content: 13 bytes.
+    NoContent,
+    /// The certificate is for a key that nobody has.
+    WrongKey,
+    /// The issuers, without the certificate.
+    CaOnly,
+    /// The certificate's own authority is one that nobody knows.
+    OtherCa,
+    /// The certificate has expired.
+    Expired,
+    /// The certificate becomes valid tomorrow.
+    NotYetValid,
+    /// Root, issuer and certificate, in this order.
+    Unordered,
+    /// The certificate in the middle of strangers, and twice.
+    Extra,
+    /// More than a hundred certificates.
+    Many,
+    /// Base64 in lines that end in CR LF.
+    Crlf,
+    /// Base64 in a single line.
+    OneLine,
+    /// Base64 without its padding.
+    Unpadded,
+    /// DER as it is.
+    Der,
+    /// PEM with the label `PKCS7`.
+    Pem,
+    /// The certificates themselves in PEM, without PKCS#7.
+    PlainPem,
+    /// No base64.
+    Garbage,
+    /// Base64 of bytes that are no DER.
+    GarbageDer,
+    /// Base64 of 2 MiB.
+    Huge,
+    /// No body.
+    Empty,
+    /// `text/plain`.
+    WrongMediaType,
+    /// The right media type with capitals, and a blank before the semicolon.
+    OddMediaType,
+    /// No media type.
+    NoMediaType,
 }
 
 /// Which certificate new connections see.
@@ -62,9 +131,12 @@ pub(crate) struct Fault {
     /// Only requests whose path has this in it; all if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) matching: Option<String>,
-    /// Only so many requests (for `refuse`: connections), then none; no limit if absent.
+    /// Only so many requests (for `refuse`, `stall` and `plain`: connections), then none; no limit if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) count: Option<u32>,
+    /// For `answer`, and only there: what is odd about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) form: Option<Form>,
     /// For `status`: the body that a parent gateway sends when the cloud is out of its reach.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) network_error: bool,
@@ -86,15 +158,16 @@ impl Faults {
     /// The fault for a request on `path`, if it is to have one.
     pub(crate) fn for_request(&self, path: &str) -> Option<Fault> {
         let mut fault = self.lock();
-        let befalls = !matches!(fault.kind, Kind::None | Kind::Refuse)
+        let befalls = fault.kind != Kind::None
+            && !fault.kind.is_of_connections()
             && fault.matching.as_deref().is_none_or(|text| path.contains(text));
         if befalls { spend(&mut fault) } else { None }
     }
 
-    /// Whether a new connection is to be refused.
-    pub(crate) fn refuse_connection(&self) -> bool {
+    /// What befalls a new connection, if anything.
+    pub(crate) fn for_connection(&self) -> Option<Kind> {
         let mut fault = self.lock();
-        fault.kind == Kind::Refuse && spend(&mut fault).is_some()
+        if fault.kind.is_of_connections() { spend(&mut fault).map(|fault| fault.kind) } else { None }
     }
 
     fn lock(&self) -> MutexGuard<'_, Fault> {
@@ -141,20 +214,21 @@ mod tests {
     fn refusing_is_about_connections() {
         let faults = faults(r#"{"kind":"refuse","count":1}"#);
         assert_eq!(faults.for_request("/"), None);
-        assert!(faults.refuse_connection());
-        assert!(!faults.refuse_connection());
+        assert_eq!(faults.for_connection(), Some(Kind::Refuse));
+        assert_eq!(faults.for_connection(), None);
     }
 
     #[test]
     fn nothing_befalls_anybody_without_a_fault() {
         assert_eq!(Faults::default().for_request("/"), None);
-        assert!(!Faults::default().refuse_connection());
+        assert_eq!(Faults::default().for_connection(), None);
         assert_eq!(faults(r#"{"kind":"reset","count":0}"#).for_request("/"), None);
     }
 
     #[test]
     fn slips_are_told() {
         assert!(serde_json::from_str::<Fault>(r#"{"kind":"explode"}"#).is_err());
+        assert!(serde_json::from_str::<Fault>(r#"{"kind":"answer","form":"sideways"}"#).is_err());
         assert!(serde_json::from_str::<Fault>(r#"{"kind":"status","stauts":500}"#).is_err());
     }
 }

@@ -24,11 +24,12 @@ use crate::cloud::{Cloud, Reason, because};
 use crate::dps;
 use crate::faults::{Fault, Faults, Kind};
 use crate::journal;
+use crate::server::Ends;
 
 const MAX_BODY_BYTES: usize = 1 << 20;
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
-/// The longest latency on demand; a client that waits longer is tested by `refuse`.
-const MAX_LATENCY_MILLISECONDS: u32 = 600_000;
+/// For how long a fault on demand can hold a request or a connection.
+pub(crate) const LONGEST_FAULT: Duration = Duration::from_secs(600);
 
 /// The connection ends here, without an answer.
 #[derive(Debug, thiserror::Error)]
@@ -40,13 +41,13 @@ pub(crate) struct Front {
     router: Router,
     cloud: Arc<Cloud>,
     faults: Arc<Faults>,
-    calls: TaskTracker,
+    ends: Ends,
     last_request_id: AtomicU64,
 }
 
 impl Front {
-    pub(crate) fn new(router: Router, cloud: Arc<Cloud>, faults: Arc<Faults>, calls: TaskTracker) -> Self {
-        Self { router, cloud, faults, calls, last_request_id: AtomicU64::new(0) }
+    pub(crate) fn new(router: Router, cloud: Arc<Cloud>, faults: Arc<Faults>, ends: Ends) -> Self {
+        Self { router, cloud, faults, ends, last_request_id: AtomicU64::new(0) }
     }
 
     /// Answers a request, or has its connection cut; `reset` is set where that should be done by a TCP reset.
@@ -55,7 +56,7 @@ impl Front {
         let request_id = self.last_request_id.fetch_add(1, Ordering::Relaxed) + 1;
         let (method, path) = (request.method().to_string(), request.uri().path().to_owned());
         let answer = match self.faults.for_request(&path) {
-            None => Ok(call(&self.router, &self.calls, request).await),
+            None => Ok(call(&self.router, &self.ends.calls, request).await),
             Some(fault) => self.commit(&fault, &path, request, reset).await,
         };
         let reason = match &answer {
@@ -90,21 +91,36 @@ impl Front {
         &self,
         fault: &Fault,
         path: &str,
-        request: Request<Incoming>,
+        mut request: Request<Incoming>,
         reset: &AtomicBool,
     ) -> Result<Response, Cut> {
-        let latency = fault.milliseconds.unwrap_or(0).min(MAX_LATENCY_MILLISECONDS);
-        tokio::time::sleep(Duration::from_millis(latency.into())).await;
+        if fault.kind == Kind::Hang {
+            self.ends.until_drain(LONGEST_FAULT).await;
+            return Err(Cut);
+        }
+        let latency = Duration::from_millis(fault.milliseconds.unwrap_or(0).into());
+        tokio::time::sleep(latency.min(LONGEST_FAULT)).await;
         let status = |default| fault.status.and_then(|status| StatusCode::from_u16(status).ok()).unwrap_or(default);
         let ok = status(StatusCode::OK);
         let json_type = [(CONTENT_TYPE, "application/json")];
         let mut response = match fault.kind {
-            Kind::None | Kind::Refuse | Kind::Latency => return Ok(call(&self.router, &self.calls, request).await),
+            Kind::Answer => {
+                fault.form.map(|form| request.extensions_mut().insert(form));
+                return Ok(call(&self.router, &self.ends.calls, request).await);
+            }
+            Kind::None | Kind::Refuse | Kind::Stall | Kind::Plain | Kind::Latency | Kind::Hang => {
+                return Ok(call(&self.router, &self.ends.calls, request).await);
+            }
             Kind::Reset => {
                 reset.store(true, Ordering::Relaxed);
                 return Err(Cut);
             }
-            Kind::Truncated => return Ok(truncate(call(&self.router, &self.calls, request).await).await),
+            Kind::Withhold => {
+                let _served = call(&self.router, &self.ends.calls, request).await;
+                self.ends.until_drain(LONGEST_FAULT).await;
+                return Err(Cut);
+            }
+            Kind::Truncated => return Ok(truncate(call(&self.router, &self.ends.calls, request).await).await),
             Kind::Status => {
                 let status = status(StatusCode::INTERNAL_SERVER_ERROR);
                 let body = if fault.network_error {

@@ -72,7 +72,8 @@ impl Journal {
     }
 }
 
-fn add<T>(queue: &Mutex<VecDeque<T>>, entry: T, limit: usize) {
+/// Adds to a queue that forgets its oldest entries.
+pub(crate) fn add<T>(queue: &Mutex<VecDeque<T>>, entry: T, limit: usize) {
     let mut queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
     if queue.len() >= limit {
         queue.pop_front();
@@ -80,7 +81,8 @@ fn add<T>(queue: &Mutex<VecDeque<T>>, entry: T, limit: usize) {
     queue.push_back(entry);
 }
 
-fn all<T: Clone>(queue: &Mutex<VecDeque<T>>) -> Vec<T> {
+/// What is in such a queue, the oldest first.
+pub(crate) fn all<T: Clone>(queue: &Mutex<VecDeque<T>>) -> Vec<T> {
     queue.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
 }
 

@@ -1,17 +1,21 @@
 //! An IoT Hub with its device provisioning service, for development without the cloud: over real TLS, with its own certification authority,
 //! and as strict about tokens, etags and limits as the public one.
 //!
-//! A library so that tests can run it in their own process; `main.rs` is the program. It simulates symmetric keys; X.509 and TPM
-//! attestation, EST, twins, direct methods and messages to devices are not there.
+//! Beside them, where its settings ask for it, an EST server with its own authorities.
 //!
-//! `server` accepts and `front` guards; `dps` and `hub` are the routes, `provisioning` and `registry` the domain, `state` its file; `control`
+//! A library so that tests can run it in their own process; `main.rs` is the program. It simulates symmetric keys; X.509 and TPM
+//! attestation, twins, direct methods and messages to devices are not there.
+//!
+//! `server` accepts and `front` guards; `dps`, `hub` and `est` are the routes, `provisioning` and `registry` the domain, `state` its file; `control`
 //! is the way in for whoever started it.
 
 mod certificates;
+mod clients;
 mod cloud;
 mod control;
 mod dps;
 mod enrollments;
+pub mod est;
 mod faults;
 mod folder;
 mod front;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
-use aziot_simulator::{Enrollments, ServerCertificate, Settings, Simulator};
+use aziot_simulator::{Enrollments, ServerCertificate, Settings, Simulator, est};
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -13,6 +13,8 @@ const AFTER_HELP: &str = "\
 FILES
   DIR/ca.pem             what clients must trust; made on the first start
   DIR/enrollments.toml   who may register, unless --enrollments names another file
+  DIR/est.toml           settings of an EST server (RFC 7030), which is there if this file or the one of --est is
+  DIR/est/               its authorities: ca.pem, issuing-ca.pem, bootstrap-ca.pem, each with its key
   DIR/state.json         devices, modules and registrations, with their keys; written whole on each change
   DIR/address            IP:PORT it listens on; there while it runs
   DIR/control.sock       journal and faults on demand; `curl --unix-socket DIR/control.sock http://simulator/` lists the calls
@@ -27,6 +29,15 @@ ENROLLMENTS
   [[device]]                      # at the hub from the start: manual provisioning
   device_id = \"device-8\"
   symmetric_key = \"BASE64\"        # also: secondary_key, iot_edge
+
+EST (each key may be left out)
+  lifetime_seconds = 2592000      # also: identity_lifetime_seconds (a request for client authentication alone), backdate_seconds
+  authentication = \"any\"          # basic, certificate or both
+  bootstrap = \"identity\"          # what a certificate of the bootstrap CA may obtain; or \"anything\"
+  labels = [\"devices\"]            # served as /.well-known/est/devices/... too
+  [users]                         # for basic authentication
+  device-7 = \"PASSWORD\"
+  # also: pending_polls, retry_after_seconds, protect_cacerts, send_chain, insist_on_reenroll, allow_ca, plain_http
 
 EXAMPLES
   A hub on a fixed port, so that devices find it again after a restart:
@@ -85,6 +96,10 @@ struct Arguments {
     /// One more enrollment; others on this machine can see the key, so prefer --enrollments
     #[arg(long, value_name = "REGISTRATION_ID:BASE64_KEY", requires = "dir")]
     enrollment: Vec<String>,
+
+    /// File of settings for an EST server, TOML [default: DIR/est.toml, if it is there]
+    #[arg(long, value_name = "FILE", requires = "dir")]
+    est: Option<PathBuf>,
 
     /// How many polls of a registration say `assigning`
     #[arg(long, value_name = "N", default_value_t = 1)]
@@ -148,20 +163,20 @@ async fn run(settings: Settings) -> Result<ExitCode> {
 
 fn settings(arguments: Arguments) -> Result<Settings> {
     let defaults = Settings::default();
-    let in_folder = arguments.dir.as_ref().map(|dir| dir.join("enrollments.toml")).filter(|path| path.exists());
-    let mut enrollments = match arguments.enrollments.or(in_folder) {
-        Some(path) => {
-            if let Ok(Some(warning)) = aziot_files::mode_warning(&path) {
-                tracing::warn!("{warning}");
-            }
-            Enrollments::read(&path)?
+    let in_folder = |name| arguments.dir.as_ref().map(|dir| dir.join(name)).filter(|path| path.exists());
+    let of_est = arguments.est.clone().or_else(|| in_folder("est.toml"));
+    let of_enrollments = arguments.enrollments.clone().or_else(|| in_folder("enrollments.toml"));
+    for path in of_est.iter().chain(&of_enrollments) {
+        if let Ok(Some(warning)) = aziot_files::mode_warning(path) {
+            tracing::warn!("{warning}");
         }
-        None => Enrollments::default(),
-    };
+    }
+    let est = of_est.map(|path| est::Settings::read(&path)).transpose()?;
+    let mut enrollments = of_enrollments.map_or_else(|| Ok(Enrollments::default()), |path| Enrollments::read(&path))?;
     for enrollment in &arguments.enrollment {
         enrollments.add_argument(enrollment)?;
     }
-    if arguments.dir.is_some() && enrollments.is_empty() {
+    if arguments.dir.is_some() && est.is_none() && enrollments.is_empty() {
         tracing::warn!("there are no enrollments: only devices from earlier runs are known; --help shows the file");
     }
     let server_certificate = match (arguments.server_cert_chain, arguments.server_key) {
@@ -176,6 +191,7 @@ fn settings(arguments: Arguments) -> Result<Settings> {
         id_scope: arguments.id_scope,
         enrollments,
         server_certificate,
+        est,
         clock_skew_seconds: arguments.clock_skew,
         assigning_polls: arguments.assigning_polls,
         retry_after_seconds: arguments.retry_after,

@@ -3,6 +3,7 @@
 //! Shutting down means: no new connections, idle ones closed, calls under way answered, for five seconds at most.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -16,8 +17,8 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ServerConfig;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
@@ -25,7 +26,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::certificates::Identity;
-use crate::faults::Faults;
+use crate::clients::{AnyCertificate, ClientChain};
+use crate::faults::{Faults, Kind};
 use crate::front::{self, Front};
 use crate::stream::{Impatient, Resettable};
 
@@ -43,26 +45,38 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 #[error("the server certificate and its key cannot be used")]
 pub struct TlsError(#[from] rustls::Error);
 
-/// TLS 1.2 and 1.3 with this certificate, and no client certificate asked for.
-pub(crate) fn tls_config(identity: Identity) -> Result<Arc<ServerConfig>, TlsError> {
-    let mut config = ServerConfig::builder_with_provider(Arc::new(rustls_openssl::default_provider()))
-        .with_safe_default_protocol_versions()?
-        .with_no_client_auth()
-        .with_single_cert(identity.chain, identity.key)?;
+/// TLS 1.2 and 1.3 with this certificate. Clients are asked for theirs, if at all, and may have none.
+pub(crate) fn tls_config(identity: Identity, clients: AskClients) -> Result<Arc<ServerConfig>, TlsError> {
+    let provider = Arc::new(rustls_openssl::default_provider());
+    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions()?;
+    let builder = match clients {
+        AskClients::ForNothing => builder.with_no_client_auth(),
+        AskClients::ForCertificates => builder.with_client_cert_verifier(Arc::new(AnyCertificate::new(&provider))),
+    };
+    let mut config = builder.with_single_cert(identity.chain, identity.key)?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Arc::new(config))
+}
+
+/// Whether clients are asked to show a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AskClients {
+    ForNothing,
+    ForCertificates,
 }
 
 /// What new connections see; a change closes the idle ones.
 #[derive(Debug)]
 pub(crate) struct Appearance {
     tls: ArcSwap<ServerConfig>,
+    /// Whether HTTP in clear is served too, on the same port.
+    takes_plain_http: bool,
     changes: watch::Sender<()>,
 }
 
 impl Appearance {
-    pub(crate) fn new(tls: Arc<ServerConfig>) -> Self {
-        Self { tls: ArcSwap::new(tls), changes: watch::Sender::new(()) }
+    pub(crate) fn new(tls: Arc<ServerConfig>, takes_plain_http: bool) -> Self {
+        Self { tls: ArcSwap::new(tls), takes_plain_http, changes: watch::Sender::new(()) }
     }
 
     /// Shows another certificate from now on.
@@ -91,6 +105,11 @@ impl Ends {
         Self { drain, abort: CancellationToken::new(), connections: TaskTracker::new(), calls: TaskTracker::new() }
     }
 
+    /// Waits for so long, or until the drain begins.
+    pub(crate) async fn until_drain(&self, limit: Duration) {
+        let _ended_early = timeout(limit, self.drain.cancelled()).await;
+    }
+
     /// Waits until all connections and calls have ended, and ends those that take too long.
     pub(crate) async fn drained(&self) {
         self.connections.close();
@@ -116,7 +135,8 @@ pub(crate) async fn serve_devices(
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     while let Some(slot) = take_slot(&slots, &ends).await {
         let Some((tcp, peer)) = accepted(listener.accept(), &ends).await else { continue };
-        if faults.refuse_connection() {
+        let fault = faults.for_connection();
+        if fault == Some(Kind::Refuse) {
             tracing::info!(%peer, "connection refused on demand");
             if let Err(error) = tcp.set_zero_linger() {
                 tracing::debug!(%error, "could not reset the connection");
@@ -129,23 +149,69 @@ pub(crate) async fn serve_devices(
         let (appearance, front, connection_ends) = (Arc::clone(&appearance), Arc::clone(&front), ends.clone());
         let connection = async move {
             let _slot = slot;
-            // In this order, so that a change in between closes this connection too.
-            let changes = appearance.changes.subscribe();
-            let tls = TlsAcceptor::from(appearance.tls.load_full());
-            let reset = Arc::new(AtomicBool::new(false));
-            let tcp = Impatient::new(Resettable::new(tcp, Arc::clone(&reset)));
-            let stream = match timeout(HANDSHAKE_TIMEOUT, tls.accept(tcp)).await {
-                Ok(Ok(stream)) => stream,
-                Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                    return tracing::debug!(%peer, "the peer left before TLS"); // a port scan, or a check whether we are there
-                }
-                Ok(Err(error)) => return tracing::info!(%peer, %error, "TLS handshake failed"),
-                Err(_) => return tracing::info!(%peer, "TLS handshake did not end within 10 s"),
-            };
-            let handle = |request| front.handle(request, &reset);
-            converse(stream, handle, Some(changes), &connection_ends).await;
+            match fault {
+                None => serve_device(tcp, peer, &appearance, &front, &connection_ends).await,
+                Some(kind) => spoil(kind, tcp, peer, &connection_ends).await,
+            }
         };
         spawn(&ends, connection);
+    }
+}
+
+async fn serve_device(tcp: TcpStream, peer: SocketAddr, appearance: &Appearance, front: &Front, ends: &Ends) {
+    // In this order, so that a change in between closes this connection too.
+    let changes = Some(appearance.changes.subscribe());
+    let tls = TlsAcceptor::from(appearance.tls.load_full());
+    let reset = Arc::new(AtomicBool::new(false));
+    if appearance.takes_plain_http && !speaks_tls(&tcp).await {
+        let stream = Impatient::new(Resettable::new(tcp, Arc::clone(&reset)));
+        return converse(stream, |request| front.handle(request, &reset), changes, ends).await;
+    }
+    let tcp = Impatient::new(Resettable::new(tcp, Arc::clone(&reset)));
+    let stream = match timeout(HANDSHAKE_TIMEOUT, tls.accept(tcp)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+            return tracing::debug!(%peer, "the peer left before TLS"); // a port scan, or a check whether we are there
+        }
+        Ok(Err(error)) => return tracing::info!(%peer, %error, "TLS handshake failed"),
+        Err(_) => return tracing::info!(%peer, "TLS handshake did not end within 10 s"),
+    };
+    let client = stream.get_ref().1.peer_certificates().map(ClientChain::new);
+    let handle = |mut request: Request<Incoming>| {
+        client.clone().map(|client| request.extensions_mut().insert(client));
+        front.handle(request, &reset)
+    };
+    converse(stream, handle, changes, ends).await;
+}
+
+/// Looks at the first byte that the peer sends, and leaves it there.
+async fn speaks_tls(tcp: &TcpStream) -> bool {
+    const HANDSHAKE_RECORD: u8 = 22;
+    let mut first = [0];
+    match timeout(HANDSHAKE_TIMEOUT, tcp.peek(&mut first)).await {
+        Ok(Ok(1)) => first[0] == HANDSHAKE_RECORD,
+        // Who says nothing or leaves is told so by the handshake.
+        _ => true,
+    }
+}
+
+/// A connection on which no TLS is spoken, on demand.
+async fn spoil(kind: Kind, mut tcp: TcpStream, peer: SocketAddr, ends: &Ends) {
+    tracing::info!(%peer, ?kind, "connection spoiled on demand");
+    let answered = async {
+        if kind == Kind::Plain {
+            let _length = tcp.read(&mut [0; 1024]).await?;
+            tcp.write_all(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").await?;
+            return tcp.shutdown().await;
+        }
+        // Until the peer gives up.
+        tokio::io::copy(&mut tcp, &mut tokio::io::sink()).await.map(|_| ())
+    };
+    tokio::select! {
+        ended = answered => if let Err(error) = ended {
+            tracing::debug!(%error, "the peer of a spoiled connection left");
+        },
+        () = ends.until_drain(front::LONGEST_FAULT) => {}
     }
 }
 

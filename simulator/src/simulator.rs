@@ -14,12 +14,13 @@ use crate::certificates::{self, Authority, Identity};
 use crate::cloud::{Cloud, Trust};
 use crate::control::{self, Control};
 use crate::enrollments::Enrollments;
+use crate::est::{self, Est};
 use crate::faults::Faults;
 use crate::folder::{self, Folder};
 use crate::front::{self, Front};
 use crate::journal::Journal;
 use crate::registry::{self, Authentication, KeyPair, SystemModules};
-use crate::server::{self, Appearance, Ends, TlsError};
+use crate::server::{self, Appearance, AskClients, Ends, TlsError};
 use crate::state::{self, Store};
 use crate::{dps, hub};
 
@@ -35,6 +36,12 @@ pub enum Error {
     /// There is no usable certificate.
     #[error("could not get the server certificate")]
     Certificate(#[from] certificates::Error),
+    /// The EST server has nowhere to keep its authorities.
+    #[error("an EST server needs a folder")]
+    EstWithoutFolder,
+    /// The authorities of the EST server cannot be read or made.
+    #[error("could not set up the EST server")]
+    Est(#[source] certificates::Error),
     /// TLS cannot work with the certificate.
     #[error("could not set up TLS")]
     Tls(#[from] TlsError),
@@ -89,6 +96,8 @@ pub struct Settings {
     pub enrollments: Enrollments,
     /// Shown instead of a certificate by the simulator's own authority.
     pub server_certificate: Option<ServerCertificate>,
+    /// An EST server beside the hub; none if absent. Needs a folder.
+    pub est: Option<est::Settings>,
     /// Seconds for which an expired token is still taken.
     pub clock_skew_seconds: u32,
     /// So many polls of a registration say `assigning`.
@@ -108,6 +117,7 @@ impl Default for Settings {
             id_scope: None,
             enrollments: Enrollments::default(),
             server_certificate: None,
+            est: None,
             clock_skew_seconds: 300,
             assigning_polls: 1,
             retry_after_seconds: 1,
@@ -123,6 +133,7 @@ pub struct Simulator {
     control: Option<(UnixListener, Router)>,
     appearance: Arc<Appearance>,
     faults: Arc<Faults>,
+    est: Option<Arc<Est>>,
     /// Last, so that the folder is free when all else is gone.
     folder: Option<Folder>,
 }
@@ -133,12 +144,14 @@ impl Simulator {
         let listen = settings.listen.clone();
         let listen_error = |source| Error::Listen { listen: listen.clone(), source };
         let prepared = blocking(move || prepare(settings)).await?;
-        let Prepared { settings, folder, store, authority, identity } = prepared;
+        let Prepared { settings, folder, store, authority, identity, est } = prepared;
         let devices = TcpListener::bind(&listen).await.map_err(listen_error)?;
         let address = devices.local_addr().map_err(listen_error)?;
 
-        let good = server::tls_config(identity)?;
-        let appearance = Arc::new(Appearance::new(Arc::clone(&good)));
+        let clients = if est.is_some() { AskClients::ForCertificates } else { AskClients::ForNothing };
+        let good = server::tls_config(identity, clients)?;
+        let takes_plain_http = est.as_ref().is_some_and(|est| est.settings().plain_http);
+        let appearance = Arc::new(Appearance::new(Arc::clone(&good), takes_plain_http));
         let faults = Arc::new(Faults::default());
         let cloud = Arc::new(Cloud {
             trust: if folder.is_some() { Trust::Verify } else { Trust::Permissive },
@@ -162,6 +175,8 @@ impl Simulator {
                     good,
                     authority,
                     names: settings.names,
+                    est: est.clone(),
+                    clients,
                 };
                 Some((folder.listen()?, control::routes(Arc::new(control))))
             }
@@ -176,7 +191,7 @@ impl Simulator {
                 .await?,
             ),
         };
-        Ok(Self { address, cloud, devices, control, appearance, faults, folder })
+        Ok(Self { address, cloud, devices, control, appearance, faults, est, folder })
     }
 
     /// Where it listens.
@@ -193,11 +208,12 @@ impl Simulator {
 
     /// Serves until `shutdown`, then answers what is under way for at most five seconds.
     pub async fn run(self, shutdown: CancellationToken) {
-        let Self { address, cloud, devices, control, appearance, faults, folder } = self;
-        let ends = Ends::new(shutdown);
+        let Self { address, cloud, devices, control, appearance, faults, est, folder } = self;
+        let (ends, has_est) = (Ends::new(shutdown), est.is_some());
         let router = Router::new()
             .merge(dps::routes())
             .merge(hub::routes())
+            .merge(est.map(est::routes).unwrap_or_default())
             .fallback(async || front::refuse(StatusCode::NOT_FOUND, "there is no such path"))
             .method_not_allowed_fallback(async || {
                 front::refuse(StatusCode::METHOD_NOT_ALLOWED, "the path has no such method")
@@ -205,7 +221,10 @@ impl Simulator {
             // `front` has limited the body already; axum's own limit would add a second answer.
             .layer(axum::extract::DefaultBodyLimit::disable())
             .with_state(Arc::clone(&cloud));
-        let front = Arc::new(Front::new(router, Arc::clone(&cloud), Arc::clone(&faults), ends.calls.clone()));
+        let front = Arc::new(Front::new(router, Arc::clone(&cloud), Arc::clone(&faults), ends.clone()));
+        if has_est {
+            tracing::info!("certificates are issued under /.well-known/est");
+        }
         match cloud.trust {
             Trust::Verify => tracing::info!(%address, hub_name = cloud.hub_name, "ready"),
             Trust::Permissive => tracing::warn!(
@@ -233,10 +252,11 @@ struct Prepared {
     store: Store,
     authority: Option<Authority>,
     identity: Identity,
+    est: Option<Arc<Est>>,
 }
 
 /// All that touches files, before anything listens.
-fn prepare(settings: Settings) -> Result<Prepared, Error> {
+fn prepare(mut settings: Settings) -> Result<Prepared, Error> {
     let folder = settings.folder.as_deref().map(Folder::open).transpose()?;
     let store = match &folder {
         None => Store::in_memory(),
@@ -251,7 +271,12 @@ fn prepare(settings: Settings) -> Result<Prepared, Error> {
         }
         (None, None) => return Err(Error::NoCertificate),
     };
-    Ok(Prepared { settings, folder, store, authority, identity })
+    let est = match (settings.est.take(), &folder) {
+        (None, _) => None,
+        (Some(_), None) => return Err(Error::EstWithoutFolder),
+        (Some(est), Some(folder)) => Some(Arc::new(Est::open(&folder.path().join("est"), est).map_err(Error::Est)?)),
+    };
+    Ok(Prepared { settings, folder, store, authority, identity, est })
 }
 
 async fn register_manual_devices(cloud: &Cloud) -> Result<(), Error> {

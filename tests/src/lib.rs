@@ -6,14 +6,18 @@
 pub mod calls;
 pub mod curl;
 pub mod device;
+pub mod est;
+pub mod gate;
 pub mod hex;
 pub mod module;
 pub mod openssl;
 pub mod process;
 pub mod raw;
+pub mod token;
 pub mod world;
 
 pub use curl::Reply;
 pub use device::{Daemon, Device, Programs};
+pub use est::EstServer;
 pub use process::eventually;
 pub use world::World;

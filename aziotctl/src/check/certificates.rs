@@ -3,9 +3,8 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 
-use aziot_certd_api::config::{Basic, Method, Options};
+use aziot_certd_api::config::{Basic, EstUrl, Method, Options};
 use aziot_certd_api::renewal::{AutoRenew, Period};
-use url::Url;
 
 use super::{cert_uri, key_uri, url};
 use crate::finding::Findings;
@@ -26,12 +25,12 @@ pub(super) fn est(est: super_config::Est, findings: &mut Findings) -> Est {
     Est { trusted_certs, basic, identity, urls, identity_auto_renew }
 }
 
-fn est_url(key_path: &[&str], text: &str, findings: &mut Findings) -> Option<Url> {
+fn est_url(key_path: &[&str], text: &str, findings: &mut Findings) -> Option<EstUrl> {
     let url = url(key_path, text, findings)?;
     if url.scheme() == "http" {
         findings.warn(key_path, "with `http:` anybody on the way can read and change what is sent; use `https:`");
     }
-    Some(url)
+    Some(url.into())
 }
 
 fn basic(username: Option<String>, password: Option<SecretText>, findings: &mut Findings) -> Option<Basic> {

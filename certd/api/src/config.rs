@@ -1,7 +1,9 @@
 //! Configuration of the certificate service: `/etc/aziot/certd/config.toml` and its drop-ins.
 
 mod est;
+mod est_url;
 mod issuance;
+mod policy;
 mod preloaded;
 
 use std::{collections::BTreeMap, path::PathBuf};
@@ -9,8 +11,10 @@ use std::{collections::BTreeMap, path::PathBuf};
 use aziot_http::{Endpoint, Glob, server::MaxRequests};
 use serde::{Deserialize, Serialize};
 
-pub use est::{Basic, Est, EstAuth, KeyPair, Password};
+pub use est::{Basic, Est, EstAuth, Ineffective, KeyPair, Password};
+pub use est_url::EstUrl;
 pub use issuance::{Issuance, LocalCa, Method, Options};
+pub use policy::{ExtendedKeyUsage, Policy, UsageError};
 pub use preloaded::Preloaded;
 
 /// All settings.
@@ -143,10 +147,25 @@ certs = ["module-*", "device-id", "device-id-temp"]
         let auth = est.auth.as_ref().unwrap();
         assert_eq!(auth.identity.as_ref().unwrap().cert, "est-id");
         assert_eq!(auth.bootstrap_identity.as_ref().unwrap().pk, "est-bootstrap-id");
-        assert_eq!(est.urls["default"].as_str(), "https://est.example/.well-known/est");
+        assert_eq!(est.urls["default"].expose().as_str(), "https://est.example/.well-known/est");
         let own = issuance.certificates["device-id"].auth.as_ref().unwrap();
         assert_eq!(own.basic.as_ref().unwrap().password.expose(), "p");
         assert_eq!(toml::from_str::<Config>(&toml::to_string(&config).unwrap()).unwrap(), config);
+    }
+
+    #[test]
+    fn secrets_in_urls_do_not_show_and_survive_writing() {
+        let url = "https://user:hunter2@h/x?token=hunter2";
+        let text = format!(
+            "homedir_path = \"/h\"\n[cert_issuance]\na = {{ method = \"est\", url = \"{url}\" }}\n[cert_issuance.est.urls]\n\
+             default = \"{url}\"\n"
+        );
+        let config: Config = toml::from_str(&text).unwrap();
+        let issuance = &config.cert_issuance;
+        let shown = format!("{config:?} {}", issuance.est.as_ref().unwrap().urls["default"]);
+        assert!(!shown.contains("hunter2") && !shown.contains("user") && shown.ends_with(" https://h/x"), "{shown}");
+        assert!(!format!("{:?} {:?}", issuance.est, issuance.certificates["a"]).contains("hunter2"));
+        assert_eq!(toml::to_string(&config).unwrap().matches(url).count(), 2);
     }
 
     #[test]

@@ -1,10 +1,53 @@
-//! When a certificate is renewed, as configuration says it.
+//! When a certificate is renewed, as configuration says it, and what the service tells about it.
 
 use std::{fmt, num::NonZeroU64, str::FromStr};
 
+use aziot_http::{Body, Call, Method};
 use serde::{Deserialize, Serialize};
 
 const MINUTES_PER_DAY: u64 = 24 * 60;
+
+/// Tells when the service renews which of its certificates. Everybody who can open the socket may ask.
+///
+/// An extension: the public service has no such call.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ListRenewals {}
+
+impl Call for ListRenewals {
+    const METHOD: Method = Method::GET;
+    const PATH: &'static str = "/renewals";
+    const BODY: Body = Body::Ignored;
+    type Reply = Renewals;
+}
+
+/// The certificates that the service renews by itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Renewals {
+    /// In the order of their next attempts.
+    pub renewals: Vec<Renewal>,
+}
+
+/// How the renewal of one certificate stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Renewal {
+    /// Name of the certificate.
+    pub cert_id: String,
+    /// Name of its key pair in the key service.
+    pub key_id: String,
+    /// When the present certificate expires, RFC 3339 in UTC. Absent where there is no usable one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_after: Option<String>,
+    /// When the next attempt is made, RFC 3339 in UTC. Absent while none is planned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_attempt: Option<String>,
+    /// Attempts that failed since the last one that did not.
+    pub failed_attempts: u32,
+    /// Why the last attempt failed, its causes joined by `: `. Absent if it did not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<String>,
+}
 
 /// How a certificate is renewed by itself. Where the table is written, all three keys must be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -18,6 +18,7 @@ use aziot_http::{
     testing::{RawReply, TestServer},
 };
 use aziot_keyd_api::key_pair::LoadKeyPair;
+use aziot_pki::renewal::{Engine, SystemClock};
 use openssl::{
     bn::{BigNum, BigNumContext},
     ec::{EcGroup, EcKey, EcPoint},
@@ -28,7 +29,12 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::{net::UnixStream, task::JoinSet};
 
-use crate::{certificates::Certificates, http, settings::Settings};
+use crate::{
+    certificates::Certificates,
+    est::{Surroundings, enrolment::Patience, servers::Limits},
+    http,
+    settings::Settings,
+};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -37,7 +43,8 @@ pub(super) struct Device {
     pub(super) folder: TempDir,
     pub(super) server: TestServer,
     pub(super) certificates: Arc<Certificates>,
-    keyd: Client,
+    pub(super) keyd: Client,
+    pub(super) surroundings: Surroundings,
     _tasks: JoinSet<()>,
 }
 
@@ -60,10 +67,14 @@ impl Device {
         let endpoint = |socket| Endpoint::Unix(socket);
         let keyd = aziot_keyd_api::client(&endpoint(socket.clone()), Retry::local(0)).unwrap();
         let through_route = aziot_keyd_api::client(&endpoint(route(socket)), Retry::local(0)).unwrap();
-        let settings = settings(folder.path(), config);
-        let certificates = Arc::new(Certificates::new(settings, through_route));
+        let surroundings = surroundings(through_route);
+        let settings = settings(folder.path(), config, &surroundings);
+        let engine = Engine::new(SystemClock::new());
+        let certificates = Arc::new(Certificates::new(settings, &surroundings, engine.clone(), patience()));
+        certificates.look_after().await;
+        tasks.spawn(async move { engine.run().await });
         let server = TestServer::start(http::routes(Arc::clone(&certificates)));
-        Self { folder, server, certificates, keyd, _tasks: tasks }
+        Self { folder, server, certificates, keyd, surroundings, _tasks: tasks }
     }
 
     pub(super) fn put_file(&self, name: &str, bytes: impl AsRef<[u8]>) {
@@ -87,14 +98,29 @@ impl Device {
     }
 }
 
-pub(super) fn settings(folder: &Path, config: &str) -> Settings {
+/// Short enough for tests that wait for the end of it.
+pub(super) fn patience() -> Patience {
+    let retry = Retry { retries: 2, attempt: Duration::from_secs(5), total: Duration::from_secs(5) };
+    Patience { caller: Duration::from_secs(4), retry, decision: Duration::from_secs(60) }
+}
+
+fn surroundings(keyd: Client) -> Surroundings {
+    let limits = Limits {
+        connect: Duration::from_secs(5),
+        authorities: Duration::from_secs(2),
+        exchange: Duration::from_secs(8),
+    };
+    Surroundings::new(keyd, None, limits)
+}
+
+pub(super) fn settings(folder: &Path, config: &str, surroundings: &Surroundings) -> Settings {
     let config = config.replace('@', folder.to_str().unwrap());
     let uid = folder.metadata().unwrap().uid();
     let text =
         format!("homedir_path = \"{}\"\n{config}\n[[principal]]\nuid = {uid}\ncerts = [\"*\"]\n", folder.display());
     let loaded = aziot_config::load_str::<Config>("config.toml", &text).unwrap();
     assert!(loaded.findings.is_empty(), "{:?}", loaded.findings);
-    Settings::new(folder, loaded.value)
+    Settings::new(folder, loaded.value, surroundings)
 }
 
 /// The socket of a key service that is ready.

@@ -9,6 +9,9 @@ use openssl::{
 };
 use serde_json::json;
 
+use aziot_keyd_api::key_pair::{CreateKeyPair, DeleteKeyPair};
+use aziot_pki::{key::RemoteKey, request};
+
 use super::device::{Device, member, openssl, p256};
 use crate::test_vectors::{CA, CA_SCALAR, LEAF_SCALAR, REQUEST};
 
@@ -32,6 +35,7 @@ next-temp = { method = "self_signed" }
 keyless = { method = "self_signed" }
 enrolled = { method = "est", url = "https://est.example/", expiry_days = 5 }
 bundle = { method = "local_ca" }
+limited = { method = "local_ca", policy = { ca = false, names = ["*.elsewhere"] } }
 [cert_issuance.local_ca]
 cert = "ca"
 pk = "local-ca"
@@ -130,6 +134,9 @@ async fn unfit_parameters_are_told_to_the_caller() {
         assert!(reply.status == 400 && message.starts_with(&expected), "{} {message}", reply.status);
     }
 
+    let reply = device.post("limited", REQUEST, None).await;
+    assert!(reply.status == 400 && member(&reply, "message").contains("leaf.example"), "{}", reply.body);
+
     let weak = PKey::from_rsa(Rsa::generate(1024).unwrap()).unwrap();
     let mut request = X509ReqBuilder::new().unwrap();
     request.set_subject_name(&X509Name::builder().unwrap().build()).unwrap();
@@ -163,4 +170,31 @@ async fn all_else_is_an_internal_error_and_stores_nothing() {
     std::fs::remove_file(device.folder.path().join("ca.pem")).unwrap();
     assert_eq!(device.post("by-ca", REQUEST, None).await.status, 500, "no file");
     assert!(!device.folder.path().join("certs").exists(), "nothing was stored");
+}
+
+/// What is remembered of a key does not outlive it.
+#[tokio::test]
+async fn an_authority_may_get_a_new_key_and_certificate_at_any_time() {
+    let config = "[cert_issuance]\nca = { method = \"self_signed\" }\nleaf = { method = \"local_ca\" }\n\
+                  [cert_issuance.local_ca]\ncert = \"ca\"\npk = \"ca\"\n";
+    let device = Device::start(config, &[]).await;
+    let mut authorities = Vec::new();
+    for _ in 0..3 {
+        let create = CreateKeyPair { key_id: "ca".into(), preferred_algorithms: Some("ec-p256".into()) };
+        let key_handle = device.keyd.send(&create).await.unwrap().key_handle;
+        let key = RemoteKey::load(&device.keyd, key_handle.clone()).await.unwrap();
+        let subject = aziot_pki::name::from_entries([("CN", "CA")]).unwrap();
+        let csr = request::create(subject, &[], &key).await.unwrap();
+        let authority = leaf(&device.post("ca", &csr, None).await);
+        for issuer in [None, Some(("ca", key_handle.0.as_str()))] {
+            for _ in 0..2 {
+                let issued = leaf(&device.post("leaf", REQUEST, issuer).await);
+                assert!(issued.verify(&authority.public_key().unwrap()).unwrap());
+            }
+        }
+        assert!(!authorities.contains(&authority));
+        authorities.push(authority);
+        device.keyd.send(&DeleteKeyPair { key_handle }).await.unwrap();
+        assert_eq!(device.post("leaf", REQUEST, None).await.status, 500, "without its key");
+    }
 }

@@ -176,7 +176,7 @@ async fn others_change_only_what_their_principals_name() {
     assert!(import(0, "anything").await.is_ok(), "root may always");
     assert!(certificates.get("leaf-lca".to_owned()).await.is_ok(), "everybody may read");
 
-    certificates.replace_settings(settings(device.folder.path(), ""));
+    certificates.replace_settings(settings(device.folder.path(), "", &device.surroundings)).await;
     assert!(matches!(import(4_000_000, "leaf-lca").await, Err(Error::Unauthorized { .. })));
 }
 

@@ -7,6 +7,10 @@
 pub const KEY_ID: &str = "key_id";
 /// Name of a certificate on this device.
 pub const CERTIFICATE_ID: &str = "certificate_id";
+/// End of a certificate.
+pub const NOT_AFTER: &str = "not_after";
+/// When a certificate is renewed next, or its renewal tried again.
+pub const NEXT_RENEWAL: &str = "next_renewal";
 /// Name of a module identity at the hub.
 pub const MODULE_ID: &str = "module_id";
 /// Name of the device at the hub.

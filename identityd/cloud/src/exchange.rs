@@ -2,7 +2,7 @@
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
-use aziot_pki::tls::{self, ConnectError, Connector, Proxy, TlsError};
+use aziot_pki::tls::{self, ConnectError, Connector, Proxy, TlsError, Trust};
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::{Body, Bytes};
@@ -74,7 +74,7 @@ impl TlsExchange {
                 }
                 Roots::Only(roots) => Ok(Arc::clone(roots)),
             };
-            let settings = roots.and_then(|roots| tls::client_config(roots, None));
+            let settings = roots.and_then(|roots| tls::client_config(&Trust::system(roots), None));
             let settings = settings.map_err(|error: TlsError| Error::Tls(error.into()))?;
             Ok(legacy::Client::builder(TokioExecutor::new())
                 .pool_timer(TokioTimer::new())

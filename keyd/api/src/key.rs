@@ -6,7 +6,7 @@ use aziot_http::{Body, Call, Method, SecretBytes, StatusCode};
 use serde::{Deserialize, Serialize};
 
 /// A bearer token for one key: whoever holds it may use the key. It goes into JSON as it is and never into a log.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct KeyHandle(pub String);
 

@@ -33,7 +33,7 @@ impl Proxy {
         Self::new(&uri, &exceptions).ok_or(ProxyError::Malformed { variable }).map(Some)
     }
 
-    /// A proxy `http://user:password@host:port` for all hosts but `exceptions`, a comma list of names, suffixes and
+    /// A proxy `http://user:password@host:port` for all hosts, also those that are spoken to in clear, but `exceptions`, a comma list of names, suffixes and
     /// addresses. `None` if it is malformed.
     #[must_use]
     pub fn new(uri: &str, exceptions: &str) -> Option<Self> {
@@ -51,7 +51,7 @@ impl Proxy {
                 Some((user, _)) => format!("{scheme}://{user}:******@{address}/"),
             },
         };
-        Some(Self { matcher: Matcher::builder().https(uri.to_owned()).no(exceptions.to_owned()).build(), shown })
+        Some(Self { matcher: Matcher::builder().all(uri.to_owned()).no(exceptions.to_owned()).build(), shown })
     }
 
     /// The proxy for this destination, if it is to use one.
@@ -104,7 +104,8 @@ mod tests {
         let proxy = Proxy::new("http://gate:1", "localhost,.example").unwrap();
         let uses_proxy = |uri: &str| proxy.intercept(&uri.parse().unwrap()).is_some();
         assert!(uses_proxy("https://hub.azure-devices.net/"));
-        assert!(!uses_proxy("https://localhost:8443/"));
+        assert!(uses_proxy("http://est.corp/"));
+        assert!(!uses_proxy("https://localhost:8443/") && !uses_proxy("http://localhost/"));
         assert!(!uses_proxy("https://parent.example/"));
     }
 

@@ -1,6 +1,7 @@
 //! Remote keys: public halves are read once, signatures are what others verify.
 
-use aziot_pki::key::KeyError;
+use aziot_keyd_api::key::KeyHandle;
+use aziot_pki::key::{self, KeyError, KnownKeys};
 use openssl::{hash::MessageDigest, nid::Nid, sign::Verifier};
 
 use crate::support::{CA_SCALAR, Keyd, new_ec, new_rsa, p256};
@@ -24,9 +25,19 @@ async fn a_pair_is_read_once_and_signs_what_openssl_verifies() {
 
 #[tokio::test]
 async fn unusable_pairs_are_told_apart() {
-    let keyd = Keyd::start([("odd", new_ec(Nid::SECP384R1))]);
+    let keyd = Keyd::start([("odd", new_ec(Nid::BRAINPOOL_P256R1))]);
     assert!(matches!(keyd.try_key("none").await, Err(KeyError::Parameter { name: "algorithm", .. })));
     assert!(matches!(keyd.try_key("odd").await, Err(KeyError::Unusable { name: "ec-curve-oid", .. })));
     let text = format!("{:?}", keyd.try_key("none").await);
     assert!(!text.contains("none"), "handles are secret: {text}");
+}
+
+#[tokio::test]
+async fn what_is_known_shows_no_handle() {
+    let keyd = Keyd::start([("bearer", p256(CA_SCALAR))]);
+    let known = KnownKeys::new(keyd.client());
+    let name = key::Name::Handle(KeyHandle("bearer".to_owned()));
+    assert!(!known.get(&name).await.unwrap().1 && known.get(&name).await.unwrap().1);
+    let text = format!("{name:?} {known:?}");
+    assert!(!text.contains("bearer"), "handles are secret: {text}");
 }

@@ -88,6 +88,7 @@ struct Keys {
     pairs: HashMap<&'static str, PKey<Private>>,
     calls: AtomicUsize,
     lies: AtomicBool,
+    hangs: AtomicBool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -103,7 +104,8 @@ impl Status for Refused {
 impl Keyd {
     pub(crate) fn start(pairs: impl IntoIterator<Item = (&'static str, PKey<Private>)>) -> Self {
         let pairs = pairs.into_iter().collect();
-        let keys = Arc::new(Keys { pairs, calls: AtomicUsize::new(0), lies: AtomicBool::new(false) });
+        let (calls, lies, hangs) = (AtomicUsize::new(0), AtomicBool::new(false), AtomicBool::new(false));
+        let keys = Arc::new(Keys { pairs, calls, lies, hangs });
         let service = Service::new(Arc::clone(&keys), VERSIONS).call(parameter).call(sign).call(encrypt);
         let server = TestServer::start(service.into_routes());
         let client = aziot_keyd_api::client(&server.endpoint(), Retry::local(0)).unwrap();
@@ -118,6 +120,10 @@ impl Keyd {
         RemoteKey::load(&self.client, KeyHandle(name.to_owned())).await
     }
 
+    pub(crate) fn client(&self) -> Client {
+        self.client.clone()
+    }
+
     /// Calls that were answered so far.
     pub(crate) fn calls(&self) -> usize {
         self.keys.calls.load(Ordering::Relaxed)
@@ -127,12 +133,25 @@ impl Keyd {
     pub(crate) fn lie(&self) {
         self.keys.lies.store(true, Ordering::Relaxed);
     }
+
+    /// From now on signatures are never finished.
+    pub(crate) fn hang(&self) {
+        self.keys.hangs.store(true, Ordering::Relaxed);
+    }
 }
 
 impl Keys {
     fn pair(&self, handle: &KeyHandle) -> Result<&PKey<Private>, Refused> {
         self.calls.fetch_add(1, Ordering::Relaxed);
         self.pairs.get(handle.0.as_str()).ok_or(Refused)
+    }
+
+    async fn signing_pair(&self, handle: &KeyHandle) -> Result<&PKey<Private>, Refused> {
+        let pair = self.pair(handle);
+        if self.hangs.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
+        pair
     }
 }
 
@@ -144,6 +163,8 @@ async fn parameter(keys: Arc<Keys>, _peer: Peer, call: GetParameter) -> Result<P
         ("algorithm", Id::RSA) => "RSA".to_owned(),
         ("ec-curve-oid", Id::EC) => match pair.ec_key().unwrap().group().curve_name() {
             Some(Nid::X9_62_PRIME256V1) => base64(b"\x06\x08\x2a\x86\x48\xce\x3d\x03\x01\x07"),
+            Some(Nid::SECP384R1) => base64(b"\x06\x05\x2b\x81\x04\x00\x22"),
+            Some(Nid::SECP521R1) => base64(b"\x06\x05\x2b\x81\x04\x00\x23"),
             Some(Nid::SECP224R1) => base64(b"\x06\x05\x2b\x81\x04\x00\x21"),
             _ => base64(b"\x06\x01\x00"),
         },
@@ -160,7 +181,7 @@ async fn parameter(keys: Arc<Keys>, _peer: Peer, call: GetParameter) -> Result<P
 }
 
 async fn sign(keys: Arc<Keys>, _peer: Peer, call: Sign) -> Result<Signature, Refused> {
-    let key = keys.pair(&call.key_handle)?.ec_key().map_err(|_| Refused)?;
+    let key = keys.signing_pair(&call.key_handle).await?.ec_key().map_err(|_| Refused)?;
     let SignMechanism::Ecdsa { mut digest } = call.mechanism else { return Err(Refused) };
     let mut order = BigNum::new().unwrap();
     key.group().order(&mut order, &mut BigNumContext::new().unwrap()).unwrap();
@@ -173,10 +194,14 @@ async fn sign(keys: Arc<Keys>, _peer: Peer, call: Sign) -> Result<Signature, Ref
 }
 
 async fn encrypt(keys: Arc<Keys>, _peer: Peer, call: Encrypt) -> Result<Ciphertext, Refused> {
-    let key = keys.pair(&call.key_handle)?.rsa().map_err(|_| Refused)?;
-    let EncryptMechanism::RsaPkcs1 = call.mechanism else { return Err(Refused) };
+    let key = keys.signing_pair(&call.key_handle).await?.rsa().map_err(|_| Refused)?;
+    let padding = match call.mechanism {
+        EncryptMechanism::RsaPkcs1 => Padding::PKCS1,
+        EncryptMechanism::RsaNoPadding => Padding::NONE,
+        EncryptMechanism::Aead { .. } => return Err(Refused),
+    };
     let mut block = vec![0; usize::try_from(key.size()).unwrap()];
-    key.private_encrypt(call.plaintext.expose(), &mut block, Padding::PKCS1).unwrap();
+    key.private_encrypt(call.plaintext.expose(), &mut block, padding).unwrap();
     Ok(Ciphertext { ciphertext: Base64(block) })
 }
 

@@ -3,6 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "clippy knows #[test] functions as tests, but not the helpers beside them")]
 
 mod devices;
+mod est;
+mod est_client;
 mod faults;
 mod limits;
 mod program;

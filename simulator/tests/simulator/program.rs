@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 
 use crate::world::KEY;
 
-fn program() -> Command {
+pub(crate) fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_aziot-simulator"));
     command.env_remove("AZIOT_LOG").stdin(Stdio::null()).stderr(Stdio::piped());
     command
 }
 
 /// A running program; killed if a test fails before it has ended.
-struct Running(Child);
+pub(crate) struct Running(pub(crate) Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -23,7 +23,7 @@ impl Drop for Running {
     }
 }
 
-fn curl(arguments: &[&str]) -> Output {
+pub(crate) fn curl(arguments: &[&str]) -> Output {
     let output = Command::new("curl").args(["-sS", "--max-time", "20"]).args(arguments).output();
     output.expect("curl is installed")
 }
@@ -34,7 +34,7 @@ fn status(arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-fn wait_for<T>(mut look: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn wait_for<T>(mut look: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
         if let Some(found) = look() {
@@ -45,7 +45,7 @@ fn wait_for<T>(mut look: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-fn terminate(mut running: Running) -> i32 {
+pub(crate) fn terminate(mut running: Running) -> i32 {
     assert!(Command::new("kill").args(["-TERM", &running.0.id().to_string()]).status().unwrap().success());
     wait_for(|| running.0.try_wait().unwrap()).code().unwrap()
 }

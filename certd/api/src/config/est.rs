@@ -3,9 +3,9 @@
 use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Serialize};
-use url::Url;
 use zeroize::Zeroizing;
 
+use super::EstUrl;
 use crate::renewal::AutoRenew;
 
 /// What holds for all certificates that come over EST.
@@ -19,7 +19,24 @@ pub struct Est {
     /// How TLS client identities are renewed; [`AutoRenew::default`] if absent.
     pub identity_auto_renew: Option<AutoRenew>,
     /// Certificate id to base URL; `default` stands for all others.
-    pub urls: BTreeMap<String, Url>,
+    pub urls: BTreeMap<String, EstUrl>,
+    /// Servers are certified by `trusted_certs` alone; the system's own list does not count.
+    pub only_trusted_certs: bool,
+    /// A certificate that takes the place of another is asked for at `simplereenroll` where the server has it.
+    pub simplereenroll: bool,
+    /// Subject of the TLS client identity when it is first enrolled, in place of that of the certificate which needs it.
+    pub identity_subject: Option<BTreeMap<String, String>>,
+    /// Keys of the credentials that are written and have no effect. Never written back.
+    pub ineffective: Vec<Ineffective>,
+}
+
+/// A key that is written and has no effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ineffective {
+    /// The key.
+    pub key: &'static str,
+    /// What it lacks, or why else it counts for nothing.
+    pub because: &'static str,
 }
 
 /// Credentials: basic, a TLS client identity, or both.
@@ -102,6 +119,29 @@ pub(super) struct RawAuth {
 }
 
 impl RawAuth {
+    /// What has no effect, because its other half is missing.
+    pub(super) fn ineffective(&self) -> Vec<Ineffective> {
+        let half =
+            |key, present: bool, because, other: bool| (present && !other).then_some(Ineffective { key, because });
+        let [username, password] = [self.username.is_some(), self.password.is_some()];
+        let [cert, pk] = [self.identity_cert.is_some(), self.identity_pk.is_some()];
+        let [bootstrap_cert, bootstrap_pk] =
+            [self.bootstrap_identity_cert.is_some(), self.bootstrap_identity_pk.is_some()];
+        let alone = bootstrap_cert && bootstrap_pk && !(cert && pk);
+        [
+            half("username", username, "there is no password", password),
+            half("password", password, "there is no username", username),
+            half("identity_cert", cert, "there is no identity_pk", pk),
+            half("identity_pk", pk, "there is no identity_cert", cert),
+            half("bootstrap_identity_cert", bootstrap_cert, "there is no bootstrap_identity_pk", bootstrap_pk),
+            half("bootstrap_identity_pk", bootstrap_pk, "there is no bootstrap_identity_cert", bootstrap_cert),
+            half("bootstrap_identity_cert", alone, "there is no identity_cert with identity_pk to obtain", false),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
+    }
+
     pub(super) fn checked(self) -> Option<EstAuth> {
         let pair = |cert: Option<String>, pk: Option<String>| Some(KeyPair { cert: cert?, pk: pk? });
         let basic = self.username.zip(self.password).map(|(username, password)| Basic { username, password });
@@ -139,13 +179,25 @@ struct RawEst {
     bootstrap_identity_cert: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     bootstrap_identity_pk: Option<String>,
+    #[serde(default, skip_serializing_if = "is_false")]
+    only_trusted_certs: bool,
+    #[serde(default, skip_serializing_if = "is_false")]
+    simplereenroll: bool,
+    // Tables: TOML writes them behind the plain keys.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     identity_auto_renew: Option<AutoRenew>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    urls: BTreeMap<String, Url>,
+    urls: BTreeMap<String, EstUrl>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    identity_subject: Option<BTreeMap<String, String>>,
     /// The super-config's spelling, which the public service's guide also shows for this file; read, never written.
     #[serde(default, skip_serializing)]
     auth: Option<RawAuth>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the shape that serde wants")]
+pub(super) fn is_false(value: &bool) -> bool {
+    !value
 }
 
 impl From<RawEst> for Est {
@@ -158,12 +210,25 @@ impl From<RawEst> for Est {
             bootstrap_identity_cert: raw.bootstrap_identity_cert,
             bootstrap_identity_pk: raw.bootstrap_identity_pk,
         };
-        let written = if flat == RawAuth::default() { raw.auth.unwrap_or_default() } else { flat };
+        let mut ineffective = Vec::new();
+        let written = match raw.auth {
+            Some(nested) if flat == RawAuth::default() => nested,
+            Some(_) => {
+                ineffective.push(Ineffective { key: "auth", because: "its keys stand beside it as well" });
+                flat
+            }
+            None => flat,
+        };
+        ineffective.extend(written.ineffective());
         Self {
             trusted_certs: raw.trusted_certs,
             auth: written.checked(),
             identity_auto_renew: raw.identity_auto_renew,
             urls: raw.urls,
+            only_trusted_certs: raw.only_trusted_certs,
+            simplereenroll: raw.simplereenroll,
+            identity_subject: raw.identity_subject,
+            ineffective,
         }
     }
 }
@@ -179,8 +244,11 @@ impl From<Est> for RawEst {
             identity_pk: auth.identity_pk,
             bootstrap_identity_cert: auth.bootstrap_identity_cert,
             bootstrap_identity_pk: auth.bootstrap_identity_pk,
+            only_trusted_certs: est.only_trusted_certs,
+            simplereenroll: est.simplereenroll,
             identity_auto_renew: est.identity_auto_renew,
             urls: est.urls,
+            identity_subject: est.identity_subject,
             auth: None,
         }
     }
@@ -205,6 +273,29 @@ mod tests {
         assert!(auth(&format!("{bootstrap}username = \"u\"\npassword = \"p\"")).unwrap().bootstrap_identity.is_none());
         let both = auth(&format!("{bootstrap}identity_cert = \"c\"\nidentity_pk = \"k\"")).unwrap();
         assert!(both.bootstrap_identity.is_some());
+    }
+
+    #[test]
+    fn what_has_no_effect_is_known() {
+        let keys = |text: &str| {
+            let est = toml::from_str::<Est>(text).unwrap();
+            est.ineffective.iter().map(|ineffective| ineffective.key).collect::<Vec<_>>()
+        };
+        assert!(keys("username = \"u\"\npassword = \"p\"\nidentity_cert = \"c\"\nidentity_pk = \"k\"").is_empty());
+        assert_eq!(keys("username = \"u\"\nidentity_pk = \"k\""), ["username", "identity_pk"]);
+        assert_eq!(keys("password = \"p\"\nidentity_cert = \"c\""), ["password", "identity_cert"]);
+        let bootstrap = "bootstrap_identity_cert = \"b\"\nbootstrap_identity_pk = \"b\"";
+        assert_eq!(keys(bootstrap), ["bootstrap_identity_cert"]);
+        assert_eq!(keys("username = \"u\"\npassword = \"p\"\n[auth]\nidentity_pk = \"x\""), ["auth"]);
+        assert_eq!(keys("[auth]\nidentity_pk = \"x\""), ["identity_pk"]);
+    }
+
+    #[test]
+    fn own_additions_survive_writing() {
+        let text = "only_trusted_certs = true\nsimplereenroll = true\nidentity_subject = { CN = \"x\" }";
+        let est: Est = toml::from_str(text).unwrap();
+        assert!(est.only_trusted_certs && est.simplereenroll && est.identity_subject.is_some());
+        assert_eq!(toml::from_str::<Est>(&toml::to_string(&est).unwrap()).unwrap(), est);
     }
 
     #[test]

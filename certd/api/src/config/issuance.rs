@@ -7,9 +7,12 @@ use serde::{
     de::{MapAccess, Visitor},
     ser::SerializeMap as _,
 };
-use url::Url;
 
-use super::est::{Est, EstAuth, RawAuth};
+use super::{
+    EstUrl,
+    est::{Est, EstAuth, Ineffective, RawAuth},
+    policy::Policy,
+};
 
 /// The whole table. Every key but `est` and `local_ca` is the id of a certificate.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -51,17 +54,37 @@ pub struct Options {
     pub common_name: Option<String>,
     /// Subject in place of the request's: OpenSSL's attribute names, applied in the byte order of the keys.
     pub subject: Option<BTreeMap<String, String>>,
+    /// What requests for it may ask for. Absent: anything.
+    pub policy: Option<Policy>,
     /// EST only: where this certificate is enrolled.
-    pub url: Option<Url>,
+    pub url: Option<EstUrl>,
     /// EST only: credentials in place of those in `[cert_issuance.est]`.
     pub auth: Option<EstAuth>,
+    /// EST only: a certificate that takes the place of another is asked for at `simplereenroll`. Absent: as
+    /// `[cert_issuance.est]` has it.
+    pub simplereenroll: Option<bool>,
+    /// EST only: subject of an identity in `auth` when it is first enrolled.
+    pub identity_subject: Option<BTreeMap<String, String>>,
+    /// Keys of the credentials that are written and have no effect. Never written back.
+    pub ineffective: Vec<Ineffective>,
 }
 
 impl Options {
     /// Issued by `method`, all else left at its default.
     #[must_use]
     pub fn new(method: Method) -> Self {
-        Self { method, expiry_days: None, common_name: None, subject: None, url: None, auth: None }
+        Self {
+            method,
+            expiry_days: None,
+            common_name: None,
+            subject: None,
+            policy: None,
+            url: None,
+            auth: None,
+            simplereenroll: None,
+            identity_subject: None,
+            ineffective: Vec::new(),
+        }
     }
 }
 
@@ -85,7 +108,7 @@ struct RawOptions {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     common_name: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    url: Option<Url>,
+    url: Option<EstUrl>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     username: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -98,9 +121,15 @@ struct RawOptions {
     bootstrap_identity_cert: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     bootstrap_identity_pk: Option<String>,
-    // A table: TOML writes it behind the plain keys.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    simplereenroll: Option<bool>,
+    // Tables: TOML writes them behind the plain keys.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     subject: Option<BTreeMap<String, String>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    identity_subject: Option<BTreeMap<String, String>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    policy: Option<Policy>,
 }
 
 impl From<RawOptions> for Options {
@@ -119,7 +148,11 @@ impl From<RawOptions> for Options {
             common_name: raw.common_name,
             subject: raw.subject,
             url: raw.url,
+            ineffective: auth.ineffective(),
             auth: auth.checked(),
+            simplereenroll: raw.simplereenroll,
+            identity_subject: raw.identity_subject,
+            policy: raw.policy,
         }
     }
 }
@@ -138,7 +171,10 @@ impl From<Options> for RawOptions {
             identity_pk: auth.identity_pk,
             bootstrap_identity_cert: auth.bootstrap_identity_cert,
             bootstrap_identity_pk: auth.bootstrap_identity_pk,
+            simplereenroll: options.simplereenroll,
             subject: options.subject,
+            identity_subject: options.identity_subject,
+            policy: options.policy,
         }
     }
 }
