@@ -85,7 +85,7 @@ pub fn generate(settings: &Settings, surroundings: &Surroundings, findings: &mut
         match local_ca {
             LocalCa::Preloaded { key, .. } => keys.insert(LOCAL_CA, canonical_uri(key)),
             LocalCa::Issued(options) => {
-                issuance.certificates.insert(LOCAL_CA.to_owned(), options.clone());
+                issuance.certificates.insert(LOCAL_CA.to_owned(), (**options).clone());
             }
         }
     }

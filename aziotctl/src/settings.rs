@@ -134,7 +134,7 @@ pub enum LocalCa {
         key: KeyUri,
     },
     /// Certificate and key are made on the device.
-    Issued(Options),
+    Issued(Box<Options>),
 }
 
 /// Sockets that the user names.

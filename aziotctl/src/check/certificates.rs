@@ -122,7 +122,8 @@ pub(super) fn local_ca(local_ca: super_config::LocalCa, has_est_url: bool, findi
             let message = "nothing creates this certificate by itself: after applying, root has to request the certificate \
                            `local-ca` from the certificate service";
             findings.warn(&CERT, message);
-            certificate_options(&CERT, *options, has_est_url, findings).map(LocalCa::Issued)
+            certificate_options(&CERT, *options, has_est_url, findings)
+                .map(|options| LocalCa::Issued(Box::new(options)))
         }
     }
 }
