@@ -49,7 +49,7 @@ impl World {
         put("rsa", RSA_PAIR.as_bytes());
         let settings = Settings { homedir_path: Some(folder.clone()), ..Settings::default() };
         let library = Arc::new(Keys::new(settings).expect("a key library"));
-        let principal = Principal { uid: USER, keys: ALLOWED.iter().map(|id| Glob::new(id)).collect() };
+        let principal = Principal { uid: USER, keys: ALLOWED.iter().map(|id| Glob::new(*id)).collect() };
         let service = KeyService::new(library.clone(), &[principal]);
         let runtime = Builder::new_current_thread().enable_time().build().expect("a runtime");
         World { folder, library, service, runtime }
