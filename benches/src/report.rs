@@ -76,8 +76,11 @@ impl Report {
         let mut output = io::stdout().lock();
         writeln!(
             output,
-            "{}, {} processors, load {:.2} at the start, {} s a line, load generator on the same processors\n",
-            self.openssl, self.cores, self.load_at_start, self.seconds
+            "{}, {} processors, load {:.2} at the start, best of 5 rounds of {} s, load generator on the same processors\n",
+            self.openssl,
+            self.cores,
+            self.load_at_start,
+            self.seconds / f64::from(crate::ROUNDS)
         )?;
         writeln!(
             output,

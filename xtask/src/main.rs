@@ -44,8 +44,8 @@ enum Task {
     ///
     /// Wants a machine that does nothing else. docs/benchmarks.md explains the table.
     Bench {
-        /// How long each line of the table is measured.
-        #[arg(long, default_value_t = 3, value_name = "N")]
+        /// How long each line of the table is measured, in five rounds of which the best counts.
+        #[arg(long, default_value_t = 5, value_name = "N")]
         seconds: u64,
         /// File to write the figures to, as JSON.
         #[arg(long, value_name = "FILE")]

@@ -16,7 +16,7 @@ use lru::LruCache;
 use crate::content::Content;
 
 /// More keys than a device uses at a time. Most take one to five kilobytes; `store` bounds the largest.
-const LIMIT: NonZeroUsize = NonZeroUsize::new(512).expect("is not 0");
+const LIMIT: NonZeroUsize = NonZeroUsize::new(256).expect("is not 0");
 
 /// The clock that stamps files stands still for 1 to 10 ms at a time (kernels before 6.13, and file systems without fine stamps).
 const LONGEST_TICK: Duration = Duration::from_millis(20);

@@ -9,7 +9,7 @@ use lru::LruCache;
 use crate::location::file_name;
 
 /// More keys than a device uses at a time. With ids of the usual length they take about 150 kilobytes.
-const LIMIT: NonZeroUsize = NonZeroUsize::new(512).expect("is not 0");
+const LIMIT: NonZeroUsize = NonZeroUsize::new(256).expect("is not 0");
 
 /// Bytes of an id that is remembered, which bounds the memory: callers may ask for ids of any length.
 const LONGEST_REMEMBERED: usize = 256;
