@@ -27,6 +27,8 @@ use crate::journal;
 /// So many issued certificates are remembered.
 const MAX_ISSUED: usize = 1000;
 const DAY_SECONDS: i64 = 24 * 60 * 60;
+/// Longer than clocks of one machine are apart.
+const EXPIRED_SINCE_SECONDS: i64 = 60;
 /// More certificates than any chain has.
 const MANY: usize = 150;
 
@@ -157,7 +159,7 @@ impl Est {
         let identity = settings.identity_lifetime_seconds.filter(|_| request.is_for_identity());
         let lifetime = i64::from(identity.unwrap_or(settings.lifetime_seconds));
         let start = match form {
-            Some(Form::Expired) => now - lifetime - 1,
+            Some(Form::Expired) => now - lifetime - EXPIRED_SINCE_SECONDS,
             Some(Form::NotYetValid) => now + DAY_SECONDS,
             _ => now,
         };
