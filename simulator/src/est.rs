@@ -41,66 +41,49 @@ const MEDIA_TYPE: &str = "application/pkcs10";
 pub(crate) fn routes<S>(est: Arc<Est>) -> Router<S> {
     Router::new()
         .route("/.well-known/est/cacerts", get(authorities))
-        .route("/.well-known/est/{label}/cacerts", get(labelled_authorities))
+        .route("/.well-known/est/{label}/cacerts", get(authorities))
         .route("/.well-known/est/simpleenroll", post(simple_enroll))
-        .route("/.well-known/est/{label}/simpleenroll", post(labelled_simple_enroll))
+        .route("/.well-known/est/{label}/simpleenroll", post(simple_enroll))
         .route("/.well-known/est/simplereenroll", post(simple_reenroll))
-        .route("/.well-known/est/{label}/simplereenroll", post(labelled_simple_reenroll))
+        .route("/.well-known/est/{label}/simplereenroll", post(simple_reenroll))
         .with_state(est)
 }
 
 type Server = State<Arc<Est>>;
 
-async fn authorities(State(est): Server, headers: HeaderMap, extensions: Extensions) -> Response {
-    list_authorities(&est, None, &headers, &extensions)
+/// What stands before the operation in the path, if anything does.
+type Label = Option<Path<String>>;
+
+async fn authorities(State(est): Server, label: Label, headers: HeaderMap, extensions: Extensions) -> Response {
+    let label = label.as_deref().map(String::as_str);
+    let authorities = est.authorities(label, &headers, extensions.get::<ClientChain>());
+    respond(authorities.map(Outcome::Granted), &extensions)
 }
 
-async fn labelled_authorities(
+async fn simple_enroll(
     State(est): Server,
-    Path(label): Path<String>,
-    headers: HeaderMap,
-    extensions: Extensions,
-) -> Response {
-    list_authorities(&est, Some(&label), &headers, &extensions)
-}
-
-async fn simple_enroll(State(est): Server, headers: HeaderMap, extensions: Extensions, body: Bytes) -> Response {
-    enroll(&est, Operation::SimpleEnroll, None, &headers, &extensions, &body)
-}
-
-async fn labelled_simple_enroll(
-    State(est): Server,
-    Path(label): Path<String>,
+    label: Label,
     headers: HeaderMap,
     extensions: Extensions,
     body: Bytes,
 ) -> Response {
-    enroll(&est, Operation::SimpleEnroll, Some(&label), &headers, &extensions, &body)
+    enroll(&est, Operation::SimpleEnroll, label.as_deref(), &headers, &extensions, &body)
 }
 
-async fn simple_reenroll(State(est): Server, headers: HeaderMap, extensions: Extensions, body: Bytes) -> Response {
-    enroll(&est, Operation::SimpleReenroll, None, &headers, &extensions, &body)
-}
-
-async fn labelled_simple_reenroll(
+async fn simple_reenroll(
     State(est): Server,
-    Path(label): Path<String>,
+    label: Label,
     headers: HeaderMap,
     extensions: Extensions,
     body: Bytes,
 ) -> Response {
-    enroll(&est, Operation::SimpleReenroll, Some(&label), &headers, &extensions, &body)
-}
-
-fn list_authorities(est: &Est, label: Option<&str>, headers: &HeaderMap, extensions: &Extensions) -> Response {
-    let authorities = est.authorities(label, headers, extensions.get::<ClientChain>());
-    respond(authorities.map(Outcome::Granted), extensions)
+    enroll(&est, Operation::SimpleReenroll, label.as_deref(), &headers, &extensions, &body)
 }
 
 fn enroll(
     est: &Est,
     operation: Operation,
-    label: Option<&str>,
+    label: Option<&String>,
     headers: &HeaderMap,
     extensions: &Extensions,
     body: &[u8],
@@ -110,6 +93,7 @@ fn enroll(
     if !media_type.eq_ignore_ascii_case(MEDIA_TYPE) {
         return refuse(StatusCode::UNSUPPORTED_MEDIA_TYPE, format!("the body is no {MEDIA_TYPE}"));
     }
+    let label = label.map(String::as_str);
     let form = extensions.get::<Form>().copied();
     let client = extensions.get::<ClientChain>();
     respond(est.enroll(&Enrolment { operation, label, headers, client, body, form }), extensions)

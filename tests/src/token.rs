@@ -13,7 +13,8 @@ use anyhow::{Context as _, Result, bail};
 use crate::device::write_private;
 
 const LABEL: &str = "device";
-const PIN: &str = "1234";
+/// Its PIN.
+pub const PIN: &str = "1234";
 const MODULES: [&str; 4] = [
     "/usr/lib/softhsm/libsofthsm2.so",
     "/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so",
@@ -56,9 +57,22 @@ impl Token {
         ("SOFTHSM2_CONF", self.config.clone())
     }
 
+    /// The PKCS#11 library.
+    #[must_use]
+    pub fn module(&self) -> &Path {
+        Path::new(self.module)
+    }
+
     /// Lines of `[aziot_keys]` with which the key service makes its keys on the token.
     #[must_use]
     pub fn settings(&self) -> String {
-        format!("pkcs11_lib_path = {:?}\npkcs11_base_slot = \"pkcs11:token={LABEL}?pin-value={PIN}\"\n", self.module)
+        settings(self.module(), PIN)
     }
+}
+
+/// The same for another library that leads to the token, and whatever PIN.
+#[must_use]
+pub fn settings(module: &Path, pin: &str) -> String {
+    let module = module.display();
+    format!("pkcs11_lib_path = \"{module}\"\npkcs11_base_slot = \"pkcs11:token={LABEL}?pin-value={pin}\"\n")
 }

@@ -1,21 +1,19 @@
 //! The key service with its keys on a PKCS#11 token: made, used, moved and deleted there, and what callers get when the PIN is wrong or
 //! the token is pulled out. `SoftHSM2` is the token; `token/reader.c` stands before it, so that it can be pulled.
 
-use std::{fs, path::Path, process::Command};
+use std::{fs, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
-use aziot_tests::{Daemon, Device, Reply, World, device::write_private, hex, openssl, raw};
+use aziot_tests::{
+    Daemon, Device, Reply, World,
+    device::write_private,
+    hex, openssl, raw,
+    token::{self, PIN, Token},
+};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
 
 const VERSION: &str = "api-version=2021-05-01";
-const PIN: &str = "1234";
-const MODULES: [&str; 4] = [
-    "/usr/lib/softhsm/libsofthsm2.so",
-    "/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so",
-    "/usr/lib/aarch64-linux-gnu/softhsm/libsofthsm2.so",
-    "/usr/lib64/pkcs11/libsofthsm2.so",
-];
 /// SHA-256 of `abc`.
 const DIGEST: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
 /// The algorithm and length that PKCS#1 puts before a SHA-256.
@@ -28,20 +26,10 @@ const RSA_ENCRYPTION: &str = "300d06092a864886f70d0101010500";
 /// A device whose keys belong on a token. The key service, which does not run yet, believes that `pin` is its PIN.
 fn with_token(pin: &str) -> Result<World> {
     let world = World::empty()?;
-    let tokens = world.path("token/tokens");
-    fs::create_dir_all(&tokens)?;
-    let config =
-        format!("directories.tokendir = {}\nobjectstore.backend = file\nlog.level = ERROR\n", tokens.display());
-    write_private(&world.path("token/softhsm2.conf"), config)?;
-    let mut init = Command::new("softhsm2-util");
-    init.args(["--init-token", "--free", "--label", "device", "--pin", PIN, "--so-pin", "8765"]);
-    run(init.env("SOFTHSM2_CONF", world.path("token/softhsm2.conf")))?;
-
-    let module = MODULES.into_iter().find(|path| Path::new(path).exists());
-    let module = module.context("SoftHSM2 is missing; it is in Debian's package softhsm2")?;
+    let token = Token::make(&world.path("token"))?;
     let mut compile = Command::new("cc");
     compile.args(["-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]);
-    compile.arg(format!("-DMODULE={module:?}"));
+    compile.arg(format!("-DMODULE=\"{}\"", token.module().display()));
     for (name, file) in [("REMOVED", "removed"), ("PULLED", "pulled"), ("LOGINS", "logins")] {
         compile.arg(format!("-D{name}=\"{}\"", world.path("token").join(file).display()));
     }
@@ -49,11 +37,7 @@ fn with_token(pin: &str) -> Result<World> {
     run(compile.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/token/reader.c")))?;
 
     world.configure_keys(&format!("[[principal]]\nuid = {}\nkeys = [\"*\"]\n", world.uid()?))?;
-    let reader = world.path("token/reader.so");
-    let parameters = format!(
-        "[aziot_keys]\npkcs11_lib_path = \"{}\"\npkcs11_base_slot = \"pkcs11:token=device?pin-value={pin}\"\n",
-        reader.display()
-    );
+    let parameters = format!("[aziot_keys]\n{}", token::settings(&world.path("token/reader.so"), pin));
     world.drop_in(Daemon::Keys, "20-token.toml", &parameters)?;
     Ok(world)
 }

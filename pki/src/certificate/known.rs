@@ -1,37 +1,44 @@
 //! Issuers' chains, parsed once: OpenSSL takes a third of a millisecond for each certificate, and an authority issues many with the same ones.
 
 use std::{
-    collections::HashMap,
-    sync::{Mutex, PoisonError},
+    num::NonZeroUsize,
+    sync::{Mutex, MutexGuard, PoisonError},
 };
+
+use lru::LruCache;
 
 use super::{Chain, ChainError};
 
 /// More issuers than a device has.
-const LIMIT: usize = 16;
+const LIMIT: NonZeroUsize = NonZeroUsize::new(16).expect("is not 0");
 /// Bytes of a text that is remembered; no chain of an issuer is as long.
 const LONGEST: usize = 64 * 1024;
 
 /// Chains by their text, which is looked up as a whole: a changed file is another text.
-#[derive(Debug, Default)]
-pub struct KnownChains(Mutex<HashMap<String, Chain>>);
+#[derive(Debug)]
+pub struct KnownChains(Mutex<LruCache<String, Chain>>);
+
+impl Default for KnownChains {
+    fn default() -> Self {
+        Self(Mutex::new(LruCache::sparse(LIMIT)))
+    }
+}
 
 impl KnownChains {
     /// As [`Chain::from_pem`].
     pub fn parse(&self, text: &str) -> Result<Chain, ChainError> {
-        if let Some(chain) = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(text) {
+        if let Some(chain) = self.known().get(text) {
             return Ok(chain.clone());
         }
         let chain = Chain::from_pem(text)?;
         if text.len() <= LONGEST {
-            let mut chains = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            if chains.len() >= LIMIT {
-                // Those in use come back with their next use.
-                chains.clear();
-            }
-            chains.insert(text.to_owned(), chain.clone());
+            self.known().put(text.to_owned(), chain.clone());
         }
         Ok(chain)
+    }
+
+    fn known(&self) -> MutexGuard<'_, LruCache<String, Chain>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -47,7 +54,7 @@ mod tests {
         assert!(known.parse("no certificate").unwrap().is_empty());
         // What parsing would never make of this text.
         let chain = Chain::from(vec![X509::builder().unwrap().build()]);
-        known.0.lock().unwrap().insert("no certificate".to_owned(), chain);
+        known.known().put("no certificate".to_owned(), chain);
         assert_eq!(known.parse("no certificate").unwrap().certificates().len(), 1);
         assert!(known.parse("no certificate ").unwrap().is_empty());
     }
@@ -56,13 +63,13 @@ mod tests {
     fn few_are_remembered_and_errors_are_not() {
         let known = KnownChains::default();
         assert!(known.parse("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n").is_err());
-        assert!(known.0.lock().unwrap().is_empty());
-        for number in 0..LIMIT * 2 {
+        assert!(known.known().is_empty());
+        for number in 0..LIMIT.get() * 2 {
             known.parse(&number.to_string()).unwrap();
         }
-        assert!(known.0.lock().unwrap().len() <= LIMIT);
-        known.0.lock().unwrap().clear();
+        assert!(known.known().len() <= LIMIT.get());
+        known.known().clear();
         known.parse(&" ".repeat(LONGEST + 1)).unwrap();
-        assert!(known.0.lock().unwrap().is_empty());
+        assert!(known.known().is_empty());
     }
 }

@@ -4,23 +4,24 @@
 //! verifies each signature, and has the key [forgotten](KnownKeys::forget) when one does not fit or is not made.
 
 use std::{
-    collections::HashMap,
+    num::NonZeroUsize,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use aziot_http::{Client, ClientError};
 use aziot_keyd_api::{key::KeyHandle, key_pair::LoadKeyPair};
+use lru::LruCache;
 
 use super::{KeyError, RemoteKey};
 
 /// More issuers than a device has.
-const LIMIT: usize = 64;
+const LIMIT: NonZeroUsize = NonZeroUsize::new(64).expect("is not 0");
 
 /// Key pairs of one key service that were used before.
 #[derive(Debug)]
 pub struct KnownKeys {
     keyd: Client,
-    keys: Mutex<HashMap<Name, RemoteKey>>,
+    keys: Mutex<LruCache<Name, RemoteKey>>,
 }
 
 /// How a key pair is named.
@@ -47,7 +48,7 @@ impl KnownKeys {
     /// Knows nothing yet.
     #[must_use]
     pub fn new(keyd: Client) -> Self {
-        Self { keyd, keys: Mutex::default() }
+        Self { keyd, keys: Mutex::new(LruCache::sparse(LIMIT)) }
     }
 
     /// The key service.
@@ -69,21 +70,16 @@ impl KnownKeys {
             }
         };
         let key = RemoteKey::load(&self.keyd, handle).await.map_err(UnknownKey::Key)?;
-        let mut keys = self.keys();
-        if keys.len() >= LIMIT {
-            // Those in use come back with their next use.
-            keys.clear();
-        }
-        keys.insert(name.clone(), key.clone());
+        self.keys().put(name.clone(), key.clone());
         Ok((key, false))
     }
 
     /// Asks the key service again next time.
     pub fn forget(&self, name: &Name) {
-        self.keys().remove(name);
+        self.keys().pop(name);
     }
 
-    fn keys(&self) -> MutexGuard<'_, HashMap<Name, RemoteKey>> {
+    fn keys(&self) -> MutexGuard<'_, LruCache<Name, RemoteKey>> {
         self.keys.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
