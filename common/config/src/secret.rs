@@ -4,8 +4,17 @@
 //! hiding.
 
 /// A key with one of these in its name, in any case, holds a secret, as does everything below it.
-const SECRET_NAMES: [&str; 8] =
-    ["password", "connection_string", "pin", "value", "key_bytes", "symmetric_key", "sharedaccesskey", "secret"];
+const SECRET_NAMES: [&str; 9] = [
+    "password",
+    "connection_string",
+    "pin",
+    "value",
+    "key_bytes",
+    "symmetric_key",
+    "sharedaccesskey",
+    "secret",
+    "hierarchy_authorization",
+];
 
 /// A value with one of these in it, in any case, holds a secret whatever its key is called: a PKCS#11 URI may carry a
 /// PIN.

@@ -13,6 +13,18 @@ pub const NOT_AFTER: &str = "not_after";
 pub const NEXT_RENEWAL: &str = "next_renewal";
 /// Name of a module identity at the hub.
 pub const MODULE_ID: &str = "module_id";
+/// Calls that some work has made to the hub.
+pub const HUB_CALLS: &str = "hub_calls";
+/// How many modules were made.
+pub const MADE: &str = "made";
+/// How many modules were there and were taken over.
+pub const TAKEN_OVER: &str = "taken_over";
+/// How many modules were deleted.
+pub const DELETED: &str = "deleted";
+/// How many modules were as they should be.
+pub const KEPT: &str = "kept";
+/// How many modules are left for later.
+pub const LEFT: &str = "left";
 /// Name of the device at the hub.
 pub const DEVICE_ID: &str = "device_id";
 /// What was done with a key: `sign`.

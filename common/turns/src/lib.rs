@@ -22,12 +22,21 @@ impl Turns {
     ///
     /// The wait is bounded by what those before do with theirs: hold a turn across nothing that has no limit.
     pub async fn take(&self, name: &str) -> Turn {
-        let turn = {
-            let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            turns.retain(|_, turn| Arc::strong_count(turn) > 1);
-            Arc::clone(turns.entry(name.to_owned()).or_default())
-        };
+        let turn = self.turn(name);
         Turn(turn.lock_owned().await)
+    }
+
+    /// The turn of `name`, unless somebody has it or waits for it. However many are tried one after the other: a [`take`](Self::take) that is
+    /// polled once would find every turn taken after a while, because the runtime lets a task do only so much between two waits.
+    #[must_use]
+    pub fn try_take(&self, name: &str) -> Option<Turn> {
+        self.turn(name).try_lock_owned().ok().map(Turn)
+    }
+
+    fn turn(&self, name: &str) -> Arc<AsyncMutex<()>> {
+        let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+        Arc::clone(turns.entry(name.to_owned()).or_default())
     }
 }
 
@@ -49,5 +58,15 @@ mod tests {
         drop(second.await);
         drop(turns.take("c").await);
         assert!(turns.0.lock().unwrap().len() <= 2);
+    }
+
+    #[tokio::test]
+    async fn free_turns_are_had_at_once_however_many_and_others_are_not() {
+        let turns = Turns::default();
+        let held: Vec<_> = (0..1000).map_while(|number| turns.try_take(&number.to_string())).collect();
+        assert_eq!(held.len(), 1000);
+        assert!(turns.try_take("7").is_none());
+        drop(held);
+        assert!(turns.try_take("7").is_some());
     }
 }

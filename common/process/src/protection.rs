@@ -22,7 +22,7 @@ pub(crate) fn no_core_dumps() -> io::Result<()> {
 ///
 /// Files below `/proc/PID` then belong to root: the owner sees how much memory is resident (`status`) and no longer how it is shared
 /// (`smaps_rollup`).
-pub(crate) fn no_debuggers() -> io::Result<()> {
+pub fn no_debuggers() -> io::Result<()> {
     Ok(set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
 }
 
