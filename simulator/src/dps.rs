@@ -1,6 +1,8 @@
 //! Routes of the device provisioning service: register, poll, look up.
 //!
-//! Parses, authorizes and words the answers; `provisioning.rs` decides.
+//! Parses and words the answers; `entrance` lets callers in, `provisioning.rs` decides.
+
+mod entrance;
 
 use std::sync::Arc;
 
@@ -16,9 +18,9 @@ use serde_json::{Value, json};
 
 use aziot_log::chain;
 
-use crate::cloud::{ApiVersion, Cloud, Trust, because, place};
-use crate::enrollments::Grant;
-use crate::provisioning::{self, Outcome, Registration};
+use crate::attestation::TpmKeys;
+use crate::cloud::{ApiVersion, Caller, Cloud, Trust, because, place};
+use crate::provisioning::{self, Outcome, Registration, Registrations, Surroundings, Wish};
 use crate::random;
 
 /// Versions of the device side of the API.
@@ -69,7 +71,9 @@ impl From<provisioning::Error> for Refusal {
             provisioning::Error::UnknownRegistration(_) | provisioning::Error::UnknownOperation { .. } => {
                 StatusCode::NOT_FOUND
             }
+            provisioning::Error::ForeignTpm(_) => StatusCode::UNAUTHORIZED,
             provisioning::Error::TooManyRegistrations => StatusCode::FORBIDDEN,
+            provisioning::Error::Move { .. } => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Self::new(status, error.to_string())
     }
@@ -97,42 +101,17 @@ pub(crate) fn error_body(code: u32, message: &str) -> Value {
     })
 }
 
-/// The way into all three calls: version, scope, and a token by a key that may sign for this registration.
-fn authorize(
-    cloud: &Cloud,
-    version: &ApiVersion,
-    scope: &str,
-    registration_id: &str,
-    headers: &HeaderMap,
-) -> Result<Grant, Refusal> {
+/// What every call must have right, whoever makes it: the version and the scope.
+fn enter(cloud: &Cloud, version: &ApiVersion, scope: &str) -> Result<(), Refusal> {
     if !cloud.speaks(version, API_VERSIONS) {
         return Err(Refusal::bad_request("the api-version is missing or unknown"));
     }
-    if cloud.trust == Trust::Permissive {
-        // The public mock server assigns a new device each time, and its users' scripts rely on it.
-        let device_id = random::uuid();
-        return Ok(Grant {
-            keys: None,
-            device_id,
-            assigned_hub: None,
-            disabled: false,
-            fail_with: None,
-            iot_edge: false,
-        });
-    }
-    if let Some(expected) = cloud.id_scope.as_deref().filter(|expected| !expected.eq_ignore_ascii_case(scope)) {
-        return Err(Refusal::unauthorized(format!("the id scope is {scope:?}, expected {expected:?}")));
-    }
-    let resources = [format!("{scope}/registrations/{registration_id}")];
-    let mut reason = format!("no enrollment for the registration id {registration_id:?}");
-    for grant in cloud.enrollments.candidates(registration_id) {
-        let keys = grant.keys.as_ref().map(crate::registry::KeyPair::to_vec).unwrap_or_default();
-        match cloud.check_token(headers, &resources, &keys, Some(POLICY)) {
-            Ok(()) => return Ok(grant),
-            Err(error) => reason = error.to_string(),
+    match cloud.id_scope.as_deref() {
+        Some(expected) if cloud.trust == Trust::Verify && !expected.eq_ignore_ascii_case(scope) => {
+            Err(Refusal::unauthorized(format!("the id scope is {scope:?}, expected {expected:?}")))
         }
+        _ => Ok(()),
     }
-    Err(Refusal::unauthorized(reason))
 }
 
 #[derive(Deserialize)]
@@ -140,33 +119,55 @@ fn authorize(
 struct RegisterBody {
     registration_id: String,
     payload: Option<Value>,
+    /// The public mock server takes anything here.
+    tpm: Option<Value>,
+}
+
+impl RegisterBody {
+    fn read(cloud: &Cloud, registration_id: &str, headers: &HeaderMap, body: &[u8]) -> Result<Self, Refusal> {
+        // The public mock server does not ask.
+        if cloud.trust == Trust::Verify && !is_json(headers) {
+            return Err(Refusal::bad_request("the content-type is not application/json"));
+        }
+        let body: Self = serde_json::from_slice(body)
+            .map_err(|error| Refusal::bad_request(format!("the body is no registration: {}", place(&error))))?;
+        if !body.registration_id.eq_ignore_ascii_case(registration_id) {
+            return Err(Refusal::bad_request("the registration id in the body is not that of the path"));
+        }
+        Ok(body)
+    }
+
+    fn tpm(self) -> Result<Option<TpmKeys>, Refusal> {
+        let keys = self.tpm.filter(|tpm| !tpm.is_null()).map(serde_json::from_value).transpose();
+        keys.map_err(|error| Refusal::bad_request(format!("the keys of the TPM are none: {}", place(&error))))
+    }
 }
 
 async fn register(
     State(cloud): State<Arc<Cloud>>,
     Path((scope, registration_id)): Path<(String, String)>,
     Query(version): Query<ApiVersion>,
-    headers: HeaderMap,
+    caller: Caller,
     body: Bytes,
 ) -> Result<Response, Refusal> {
-    authorize(&cloud, &version, &scope, &registration_id, &headers)?;
-    // The public mock server does not ask.
-    if cloud.trust == Trust::Verify && !is_json(&headers) {
-        return Err(Refusal::bad_request("the content-type is not application/json"));
+    enter(&cloud, &version, &scope)?;
+    if let Some(grant) = entrance::of_unproved_tpm(&cloud, &registration_id, &caller) {
+        let tpm = RegisterBody::read(&cloud, &registration_id, caller.headers(), &body)?.tpm()?;
+        let challenge = entrance::challenge(&cloud, &registration_id, &grant, tpm)?;
+        let response = (StatusCode::UNAUTHORIZED, axum::Json(challenge)).into_response();
+        return Ok(because(response, "the TPM is challenged".to_owned()));
     }
-    let body: RegisterBody = serde_json::from_slice(&body)
-        .map_err(|error| Refusal::bad_request(format!("the body is no registration: {}", place(&error))))?;
-    if !body.registration_id.eq_ignore_ascii_case(&registration_id) {
-        return Err(Refusal::bad_request("the registration id in the body is not that of the path"));
-    }
-    let polls = cloud.assigning_polls;
+    let admission = entrance::admit(&cloud, &scope, &registration_id, &caller)?;
+    let body = RegisterBody::read(&cloud, &registration_id, caller.headers(), &body)?;
+    let behaviour = cloud.behaviour.load_full();
+    let wish = Wish {
+        registration_id: &registration_id,
+        proof: admission.proof,
+        payload: body.payload.filter(|it| !it.is_null()),
+        polls: admission.grant.assigning_polls.unwrap_or(behaviour.assigning_polls),
+    };
     let begin = |state: &mut crate::state::State| {
-        provisioning::register(
-            &mut state.registrations,
-            &registration_id,
-            body.payload.filter(|it| !it.is_null()),
-            polls,
-        )
+        provisioning::register(&mut state.registrations, wish, &admission.grant, behaviour.now())
     };
     let operation_id = cloud.store.change(begin).await??;
     let location = format!("/{scope}/registrations/{registration_id}/operations/{operation_id}?api-version=2021-06-01");
@@ -181,25 +182,32 @@ async fn poll(
     State(cloud): State<Arc<Cloud>>,
     Path((scope, registration_id, operation_id)): Path<(String, String, String)>,
     Query(version): Query<ApiVersion>,
-    headers: HeaderMap,
+    caller: Caller,
 ) -> Result<Response, Refusal> {
-    let grant = authorize(&cloud, &version, &scope, &registration_id, &headers)?;
-    let (outcome, state) = cloud
-        .store
-        .change(|state| {
-            let outcome = provisioning::poll(
-                &mut state.registrations,
-                &mut state.registry,
-                &registration_id,
-                &operation_id,
-                &grant,
-                &cloud.hub_name,
-            )?;
-            let registration = provisioning::look_up(&state.registrations, &registration_id)?;
-            let state = registration_state(&registration_id, registration, &outcome);
-            Ok::<_, provisioning::Error>((outcome, state))
-        })
-        .await??;
+    enter(&cloud, &version, &scope)?;
+    let grant = entrance::admit(&cloud, &scope, &registration_id, &caller)?.grant;
+    let (hubs, now) = (&cloud.hubs, cloud.now());
+    let show = |registrations: &Registrations, outcome: Outcome| {
+        let registration = provisioning::look_up(registrations, &registration_id)?;
+        let shown = registration_state(&registration_id, registration, &outcome);
+        Ok::<_, provisioning::Error>((outcome, shown))
+    };
+    // Most polls change nothing, so that there is nothing to write.
+    let look = |state: &crate::state::State| {
+        let settled = provisioning::settled(&state.registrations, &registration_id, &operation_id)?;
+        settled.map(|outcome| show(&state.registrations, outcome)).transpose()
+    };
+    let (outcome, state) = if let Some(settled) = cloud.store.read_kept(look).await?? {
+        settled
+    } else {
+        let advance = |state: &mut crate::state::State| {
+            let surroundings = Surroundings { registries: &mut state.registries, hubs, now };
+            let registrations = &mut state.registrations;
+            let outcome = provisioning::poll(registrations, &registration_id, &operation_id, &grant, surroundings)?;
+            show(registrations, outcome)
+        };
+        cloud.store.change(advance).await??
+    };
     let body = json!({ "operationId": operation_id, "status": state["status"], "registrationState": state });
     if outcome == Outcome::Assigning {
         return Ok(accepted(&cloud, &body));
@@ -211,9 +219,10 @@ async fn look_up(
     State(cloud): State<Arc<Cloud>>,
     Path((scope, registration_id)): Path<(String, String)>,
     Query(version): Query<ApiVersion>,
-    headers: HeaderMap,
+    caller: Caller,
 ) -> Result<Response, Refusal> {
-    authorize(&cloud, &version, &scope, &registration_id, &headers)?;
+    enter(&cloud, &version, &scope)?;
+    entrance::admit(&cloud, &scope, &registration_id, &caller)?;
     let state = cloud.store.read(|state| {
         let registration = provisioning::look_up(&state.registrations, &registration_id)?;
         Ok::<_, provisioning::Error>(registration_state(&registration_id, registration, &registration.outcome))
@@ -222,7 +231,7 @@ async fn look_up(
 }
 
 fn accepted(cloud: &Cloud, body: &Value) -> Response {
-    let retry_after = [(RETRY_AFTER, cloud.retry_after_seconds.to_string())];
+    let retry_after = [(RETRY_AFTER, cloud.behaviour.load().retry_after_seconds.to_string())];
     (StatusCode::ACCEPTED, retry_after, axum::Json(body)).into_response()
 }
 

@@ -1,20 +1,30 @@
 //! Who may register: the file of enrollments, and which of them a registration belongs to.
 //!
-//! Enrollments are the operator's input and are read anew at each start; what became of a registration is kept by `provisioning.rs`.
+//! Enrollments are the operator's input and are read anew at each start; what became of a registration is kept by `provisioning.rs`. The file's
+//! format is in `file.rs`.
+
+mod file;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use openssl::error::ErrorStack;
 
+use crate::attestation::{Attestation, Authority};
+use crate::authentication::KeyPair;
+use crate::client_certificate::TrustAnchors;
 use crate::key::{self, SymmetricKey};
-use crate::registry::{self, KeyPair};
+use crate::registry;
+use file::File;
+pub use file::ParseError;
+pub(crate) use file::parse_toml;
+
+const LIMIT_BYTES: u64 = 16 << 20;
 
 /// Why enrollments cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The file cannot be read.
+    /// The file, or that of an authority, cannot be read.
     #[error("could not read the enrollments")]
     Read(#[source] aziot_files::Error),
     /// The file is not TOML (or JSON, where its name ends so) of the expected shape.
@@ -25,6 +35,20 @@ pub enum Error {
         /// Place and reason; without the line itself, which may hold a key.
         #[source]
         source: ParseError,
+    },
+    /// An entry names no way to prove itself, or several.
+    #[error(
+        "{0:?} needs exactly one of symmetric_key, certificate_thumbprint, certificate_authority and endorsement_key, and no other kind beside it"
+    )]
+    Ways(String),
+    /// The file of an authority has no certificate.
+    #[error("could not find a certificate in {}", path.display())]
+    Authority {
+        /// The file.
+        path: PathBuf,
+        /// What OpenSSL says; nothing if there is just none.
+        #[source]
+        source: Option<ErrorStack>,
     },
     /// Two enrollments claim the same registration id, in any case.
     #[error("the registration id {0:?} is enrolled twice")]
@@ -46,82 +70,59 @@ pub enum Error {
     },
 }
 
-/// Where and why a file could not be understood.
-#[derive(Debug, thiserror::Error)]
-#[error("line {line}: {message}")]
-pub struct ParseError {
-    line: usize,
-    message: String,
+/// What an enrollment makes of a registration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Assign,
+    Disabled,
+    /// With this text.
+    Failed(String),
+    Unassigned,
 }
 
-/// One device that may register with a key of its own.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Enrollment {
+/// One device that may register.
+#[derive(Clone, Debug)]
+struct Enrollment {
     /// Compared without regard to case, as DPS does.
-    pub registration_id: String,
-    /// Primary key of the device, at DPS and then at the hub.
-    pub symmetric_key: SymmetricKey,
-    /// Secondary key; the primary one if absent.
-    pub secondary_key: Option<SymmetricKey>,
+    registration_id: String,
+    attestation: Attestation,
     /// Name at the hub; the registration id if absent.
-    pub device_id: Option<String>,
-    /// Host name of another hub to send the device to; this simulator if absent.
-    pub assigned_hub: Option<String>,
-    /// Answer `disabled` instead of assigning.
-    #[serde(default)]
-    pub disabled: bool,
-    /// Answer `failed` with this text instead of assigning.
-    pub fail_with: Option<String>,
+    device_id: Option<String>,
+    /// The hub to send the device to, of this simulator or not; the first one if absent.
+    assigned_hub: Option<String>,
+    verdict: Verdict,
+    /// So many polls say `assigning`, if not the usual number.
+    assigning_polls: Option<u32>,
     /// Whether the device has `$edgeAgent` and `$edgeHub` from the start.
-    #[serde(default = "yes")]
-    pub iot_edge: bool,
+    iot_edge: bool,
 }
 
-/// A key from which any number of devices derive theirs: HMAC-SHA256 over the registration id.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Group {
-    /// Name for the log.
-    pub name: String,
-    /// The group's key.
-    pub symmetric_key: SymmetricKey,
-    /// Answer `disabled` to all of them.
-    #[serde(default)]
-    pub disabled: bool,
-    /// Whether the devices have `$edgeAgent` and `$edgeHub` from the start.
-    #[serde(default = "yes")]
-    pub iot_edge: bool,
+/// What the devices of a group have in common.
+#[derive(Clone, Debug)]
+enum GroupSecret {
+    /// Their keys are HMAC-SHA256 under this one over the registration id.
+    Key(SymmetricKey),
+    /// It issued their certificates.
+    Authority(Authority),
 }
 
-/// A device that is at the hub from the start: manual provisioning.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ManualDevice {
-    /// Name at the hub.
-    pub device_id: String,
-    /// Primary key.
-    pub symmetric_key: SymmetricKey,
-    /// Secondary key; the primary one if absent.
-    pub secondary_key: Option<SymmetricKey>,
-    /// Whether the device has `$edgeAgent` and `$edgeHub` from the start.
-    #[serde(default = "yes")]
-    pub iot_edge: bool,
+/// Any number of devices.
+#[derive(Clone, Debug)]
+struct Group {
+    secret: GroupSecret,
+    assigned_hub: Option<String>,
+    verdict: Verdict,
+    iot_edge: bool,
 }
 
-fn yes() -> bool {
-    true
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct File {
-    #[serde(default)]
-    enrollment: Vec<Enrollment>,
-    #[serde(default)]
-    group: Vec<Group>,
-    #[serde(default)]
-    device: Vec<ManualDevice>,
+/// A device that is at a hub from the start: manual provisioning.
+#[derive(Clone, Debug)]
+pub(crate) struct ManualDevice {
+    pub(crate) device_id: String,
+    pub(crate) attestation: Attestation,
+    /// Name of its hub; the first one if absent.
+    pub(crate) hub: Option<String>,
+    pub(crate) iot_edge: bool,
 }
 
 /// All enrollments of a simulator.
@@ -135,32 +136,32 @@ pub struct Enrollments {
 /// What a registration that is known gets.
 #[derive(Clone, Debug)]
 pub(crate) struct Grant {
-    /// Keys that count at DPS and, once assigned, at the hub; none where nothing is checked.
-    pub(crate) keys: Option<KeyPair>,
+    pub(crate) attestation: Attestation,
     pub(crate) device_id: String,
     pub(crate) assigned_hub: Option<String>,
-    pub(crate) disabled: bool,
-    pub(crate) fail_with: Option<String>,
+    pub(crate) verdict: Verdict,
+    pub(crate) assigning_polls: Option<u32>,
     pub(crate) iot_edge: bool,
 }
 
 impl Enrollments {
-    /// Reads a file: JSON if its name ends in `.json`, else TOML.
+    /// Reads a file: JSON if its name ends in `.json`, else TOML. The files of authorities are read when the simulator starts.
     pub fn read(path: &Path) -> Result<Self, Error> {
-        const LIMIT_BYTES: u64 = 16 << 20;
         let bytes = aziot_files::read_limited(path, LIMIT_BYTES).map_err(Error::Read)?;
-        let parsed = if path.extension().is_some_and(|extension| extension == "json") {
-            serde_json::from_slice(&bytes)
-                .map_err(|error| ParseError { line: error.line(), message: json_message(&error) })
-        } else {
-            parse_toml(&bytes)
-        };
-        let file: File = parsed.map_err(|source| Error::Parse { path: path.to_owned(), source })?;
-        let mut enrollments = Self { groups: file.group, devices: file.device, ..Self::default() };
-        for device in &enrollments.devices {
-            check_name(&device.device_id)?;
+        let file = File::parse(path, &bytes).map_err(|source| Error::Parse { path: path.to_owned(), source })?;
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let mut enrollments = Self::default();
+        for written in file.enrollment {
+            enrollments.add(written.understood(folder)?)?;
         }
-        file.enrollment.into_iter().try_for_each(|enrollment| enrollments.add(enrollment))?;
+        for written in file.group {
+            enrollments.groups.push(written.understood(folder)?);
+        }
+        for written in file.device {
+            let device = written.understood(folder)?;
+            check_name(&device.device_id)?;
+            enrollments.devices.push(device);
+        }
         Ok(enrollments)
     }
 
@@ -169,22 +170,20 @@ impl Enrollments {
         // Registration ids may hold a colon, base64 never does.
         let (registration_id, key) = argument.rsplit_once(':').ok_or(Error::Argument)?;
         let registration_id = registration_id.to_owned();
-        let symmetric_key = SymmetricKey::from_base64(key)
+        let key = SymmetricKey::from_base64(key)
             .map_err(|source| Error::Key { registration_id: registration_id.clone(), source })?;
         self.add(Enrollment {
             registration_id,
-            symmetric_key,
-            secondary_key: None,
+            attestation: Attestation::SymmetricKey(KeyPair { primary_key: key.clone(), secondary_key: key }),
             device_id: None,
             assigned_hub: None,
-            disabled: false,
-            fail_with: None,
+            verdict: Verdict::Assign,
+            assigning_polls: None,
             iot_edge: true,
         })
     }
 
-    /// Adds one; its registration id must be new.
-    pub fn add(&mut self, enrollment: Enrollment) -> Result<(), Error> {
+    fn add(&mut self, enrollment: Enrollment) -> Result<(), Error> {
         let device_id = enrollment.device_id.as_ref().unwrap_or(&enrollment.registration_id);
         check_name(device_id)?;
         check_name(&enrollment.registration_id)?;
@@ -193,6 +192,24 @@ impl Enrollments {
             None => Ok(()),
             Some(_) => Err(Error::Twice(id)),
         }
+    }
+
+    /// Reads the certificates of all authorities. Blocks.
+    pub(crate) fn load_authorities(&mut self) -> Result<(), Error> {
+        let individual = self.individual.values_mut().map(|enrollment| &mut enrollment.attestation);
+        let devices = self.devices.iter_mut().map(|device| &mut device.attestation);
+        let single = individual.chain(devices).filter_map(|attestation| match attestation {
+            Attestation::Authority(authority) => Some(authority),
+            _ => None,
+        });
+        let groups = self.groups.iter_mut().filter_map(|group| match &mut group.secret {
+            GroupSecret::Authority(authority) => Some(authority),
+            GroupSecret::Key(_) => None,
+        });
+        single.chain(groups).try_for_each(|authority| {
+            authority.anchors = read_anchors(&authority.path)?;
+            Ok(())
+        })
     }
 
     /// Whether nobody could register and no device is known.
@@ -205,38 +222,46 @@ impl Enrollments {
         &self.devices
     }
 
-    /// What `registration_id` may get, the likeliest first: its own enrollment, else one candidate per group and spelling of the id. Which of
-    /// a group's candidates is meant shows when a token fits the key.
+    /// What `registration_id` may get, the likeliest first: its own enrollment, else one candidate per group, with keys one per spelling of the
+    /// id too. Which of a group's candidates is meant shows when a credential fits.
     pub(crate) fn candidates(&self, registration_id: &str) -> Vec<Grant> {
         if let Some(enrollment) = self.individual.get(&registration_id.to_lowercase()) {
-            let primary_key = enrollment.symmetric_key.clone();
-            let secondary_key = enrollment.secondary_key.clone().unwrap_or_else(|| primary_key.clone());
             return vec![Grant {
-                keys: Some(KeyPair { primary_key, secondary_key }),
+                attestation: enrollment.attestation.clone(),
                 device_id: enrollment.device_id.clone().unwrap_or_else(|| enrollment.registration_id.clone()),
                 assigned_hub: enrollment.assigned_hub.clone(),
-                disabled: enrollment.disabled,
-                fail_with: enrollment.fail_with.clone(),
+                verdict: enrollment.verdict.clone(),
+                assigning_polls: enrollment.assigning_polls,
                 iot_edge: enrollment.iot_edge,
             }];
         }
-        let mut spellings = vec![registration_id.to_owned(), registration_id.to_lowercase()];
-        spellings.dedup();
-        let of_group = |group: &Group| {
-            let grant = |spelling: &String| {
-                let key = group.symmetric_key.derive(spelling);
-                Grant {
-                    keys: Some(KeyPair { primary_key: key.clone(), secondary_key: key }),
-                    device_id: registration_id.to_owned(),
-                    assigned_hub: None,
-                    disabled: group.disabled,
-                    fail_with: None,
-                    iot_edge: group.iot_edge,
-                }
-            };
-            spellings.iter().map(grant).collect::<Vec<_>>()
+        self.groups.iter().flat_map(|group| group.candidates(registration_id)).collect()
+    }
+}
+
+impl Group {
+    fn candidates(&self, registration_id: &str) -> Vec<Grant> {
+        let attestations = match &self.secret {
+            GroupSecret::Authority(authority) => vec![Attestation::Authority(authority.clone())],
+            GroupSecret::Key(key) => {
+                let mut spellings = vec![registration_id.to_owned(), registration_id.to_lowercase()];
+                spellings.dedup();
+                let derived = |spelling: String| {
+                    let key = key.derive(&spelling);
+                    Attestation::SymmetricKey(KeyPair { primary_key: key.clone(), secondary_key: key })
+                };
+                spellings.into_iter().map(derived).collect()
+            }
         };
-        self.groups.iter().flat_map(of_group).collect()
+        let grant = |attestation| Grant {
+            attestation,
+            device_id: registration_id.to_owned(),
+            assigned_hub: self.assigned_hub.clone(),
+            verdict: self.verdict.clone(),
+            assigning_polls: None,
+            iot_edge: self.iot_edge,
+        };
+        attestations.into_iter().map(grant).collect()
     }
 }
 
@@ -244,21 +269,11 @@ fn check_name(name: &str) -> Result<(), Error> {
     registry::check_name(name).map_err(|_| Error::Name(name.to_owned()))
 }
 
-/// Reads TOML. An error has the place and the reason, but not the line itself, which may hold a key.
-pub(crate) fn parse_toml<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ParseError> {
-    let text =
-        std::str::from_utf8(bytes).map_err(|_| ParseError { line: 1, message: "it is not UTF-8 text".to_owned() })?;
-    toml::from_str(text).map_err(|error| {
-        let start = error.span().map_or(0, |span| span.start).min(text.len());
-        let line = 1 + text[..start].matches('\n').count();
-        ParseError { line, message: error.message().to_owned() }
-    })
-}
-
-/// The parser's message without the place, which is told apart.
-fn json_message(error: &serde_json::Error) -> String {
-    let text = error.to_string();
-    text.split(" at line ").next().unwrap_or(&text).to_owned()
+fn read_anchors(path: &Path) -> Result<TrustAnchors, Error> {
+    let pem = aziot_files::read_limited(path, LIMIT_BYTES).map_err(Error::Read)?;
+    let error = |source| Error::Authority { path: path.to_owned(), source };
+    let anchors = TrustAnchors::from_pem(&pem).map_err(|source| error(Some(source)))?;
+    if anchors.is_empty() { Err(error(None)) } else { Ok(anchors) }
 }
 
 #[cfg(test)]
@@ -319,7 +334,53 @@ mod tests {
         let text = format!("[[group]]\nname = 'g'\nsymmetric_key = '{KEY}'\n");
         let candidates = read("e.toml", &text).unwrap().candidates("Dev-1");
         let group = SymmetricKey::from_base64(KEY).unwrap();
-        let keys: Vec<_> = candidates.iter().map(|grant| grant.keys.as_ref().unwrap().primary_key.clone()).collect();
+        let key = |grant: &Grant| match &grant.attestation {
+            Attestation::SymmetricKey(keys) => keys.primary_key.clone(),
+            other => panic!("{other:?}"),
+        };
+        let keys: Vec<_> = candidates.iter().map(key).collect();
         assert_eq!(keys, [group.derive("Dev-1"), group.derive("dev-1")]);
+    }
+
+    #[test]
+    fn each_entry_proves_itself_in_one_way() {
+        let print = "A9993E364706816ABA3E25717850C26C9CD0D89D";
+        let key = format!("symmetric_key = '{KEY}'");
+        let thumbprint = format!("certificate_thumbprint = '{print}'");
+        let entry = |table: &str, id: &str, ways: &[&str]| {
+            read("e.toml", &format!("[[{table}]]\n{id} = 'a'\n{}\n", ways.join("\n")))
+        };
+        let (authority, tpm) = ("certificate_authority = 'ca.pem'", "endorsement_key = 'any'");
+        let second = format!("secondary_thumbprint = '{print}'");
+        for ways in [&[key.as_str()][..], &[&thumbprint], &[&thumbprint, &second], &[authority], &[tpm]] {
+            entry("enrollment", "registration_id", ways).unwrap();
+        }
+        for ways in [&[][..], &[&key, tpm], &[&thumbprint, authority], &[&second], &[&key, &second], &[authority, tpm]]
+        {
+            let error = entry("enrollment", "registration_id", ways).unwrap_err();
+            assert!(matches!(error, Error::Ways(ref whose) if whose == "a"), "{ways:?}: {error}");
+        }
+        assert!(matches!(entry("group", "name", &[&key, authority]), Err(Error::Ways(_))));
+        assert!(matches!(entry("group", "name", &[tpm]), Err(Error::Parse { .. })));
+        assert!(matches!(entry("device", "device_id", &[tpm]), Err(Error::Parse { .. })));
+        assert!(entry("enrollment", "registration_id", &["endorsement_key = '!'"]).is_err());
+        assert!(entry("enrollment", "registration_id", &["certificate_thumbprint = 'AB'"]).is_err());
+    }
+
+    #[test]
+    fn an_authority_is_a_file_beside_the_enrollments() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("e.toml");
+        let text = "[[group]]\nname = 'g'\ncertificate_authority = 'ca.pem'\n";
+        aziot_files::write(&path, aziot_files::Mode::PRIVATE, text).unwrap();
+        let mut enrollments = Enrollments::read(&path).unwrap();
+        assert!(matches!(enrollments.load_authorities(), Err(Error::Read(_))));
+        let authority = crate::certificates::new_authority("test", None).unwrap();
+        for (pem, is_one) in
+            [(Vec::new(), false), (b"no PEM".to_vec(), false), (authority.certificate.to_pem().unwrap(), true)]
+        {
+            aziot_files::write(folder.path().join("ca.pem"), aziot_files::Mode::SHARED, pem).unwrap();
+            assert_eq!(enrollments.load_authorities().is_ok(), is_one);
+        }
     }
 }

@@ -37,6 +37,10 @@ pub(crate) enum Kind {
     Html,
     /// The request is served, but the connection ends in the middle of the answer's body.
     Truncated,
+    /// The request is served, and its answer bears `status` instead of its own.
+    ServedAs,
+    /// The request is served, and 10 MiB of blanks follow its answer: good JSON for who reads all of it.
+    Huge,
     /// An EST request is served, and its answer says it in the wrong `form`.
     Answer,
 }
@@ -134,6 +138,12 @@ pub(crate) struct Fault {
     /// Only so many requests (for `refuse`, `stall` and `plain`: connections), then none; no limit if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) count: Option<u32>,
+    /// Only requests with this method; all if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) method: Option<String>,
+    /// For `status`, and only there: the body, called JSON whatever it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) body: Option<String>,
     /// For `answer`, and only there: what is odd about it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) form: Option<Form>,
@@ -156,10 +166,11 @@ impl Faults {
     }
 
     /// The fault for a request on `path`, if it is to have one.
-    pub(crate) fn for_request(&self, path: &str) -> Option<Fault> {
+    pub(crate) fn for_request(&self, method: &str, path: &str) -> Option<Fault> {
         let mut fault = self.lock();
         let befalls = fault.kind != Kind::None
             && !fault.kind.is_of_connections()
+            && fault.method.as_deref().is_none_or(|wanted| wanted.eq_ignore_ascii_case(method))
             && fault.matching.as_deref().is_none_or(|text| path.contains(text));
         if befalls { spend(&mut fault) } else { None }
     }
@@ -203,26 +214,33 @@ mod tests {
     #[test]
     fn only_matching_requests_and_only_so_many() {
         let faults = faults(r#"{"kind":"status","status":429,"matching":"/devices/","count":2}"#);
-        assert_eq!(faults.for_request("/scope/registrations/r"), None);
-        assert_eq!(faults.for_request("/devices/d").unwrap().status, Some(429));
-        assert!(faults.for_request("/devices/d").is_some());
-        assert_eq!(faults.for_request("/devices/d"), None);
+        assert_eq!(faults.for_request("GET", "/scope/registrations/r"), None);
+        assert_eq!(faults.for_request("GET", "/devices/d").unwrap().status, Some(429));
+        assert!(faults.for_request("GET", "/devices/d").is_some());
+        assert_eq!(faults.for_request("GET", "/devices/d"), None);
         assert_eq!(faults.current(), Fault::default());
+    }
+
+    #[test]
+    fn only_one_method() {
+        let faults = faults(r#"{"kind":"reset","method":"put"}"#);
+        assert_eq!(faults.for_request("GET", "/"), None);
+        assert!(faults.for_request("PUT", "/").is_some());
     }
 
     #[test]
     fn refusing_is_about_connections() {
         let faults = faults(r#"{"kind":"refuse","count":1}"#);
-        assert_eq!(faults.for_request("/"), None);
+        assert_eq!(faults.for_request("GET", "/"), None);
         assert_eq!(faults.for_connection(), Some(Kind::Refuse));
         assert_eq!(faults.for_connection(), None);
     }
 
     #[test]
     fn nothing_befalls_anybody_without_a_fault() {
-        assert_eq!(Faults::default().for_request("/"), None);
+        assert_eq!(Faults::default().for_request("GET", "/"), None);
         assert_eq!(Faults::default().for_connection(), None);
-        assert_eq!(faults(r#"{"kind":"reset","count":0}"#).for_request("/"), None);
+        assert_eq!(faults(r#"{"kind":"reset","count":0}"#).for_request("GET", "/"), None);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What every request passes before and after the routes: limits, faults on demand, the catching of panics, the journal and the log.
+//! What every request passes before and after the routes: limits, throttling, faults on demand, the catching of panics, the journal and the log.
 //!
 //! Knows nothing of what the routes mean.
 
@@ -12,10 +12,11 @@ use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::response::{IntoResponse as _, Response};
 use aziot_log::fields;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, DATE, HOST, RETRY_AFTER};
 use http::{HeaderValue, Request, StatusCode};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::{Frame, Incoming, SizeHint};
+use jiff::fmt::rfc2822::DateTimePrinter;
 use serde_json::json;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
@@ -25,8 +26,10 @@ use crate::dps;
 use crate::faults::{Fault, Faults, Kind};
 use crate::journal;
 use crate::server::Ends;
+use crate::throttle::{self, Throttled};
 
 const MAX_BODY_BYTES: usize = 1 << 20;
+const HUGE_BYTES: usize = 10 << 20;
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// For how long a fault on demand can hold a request or a connection.
 pub(crate) const LONGEST_FAULT: Duration = Duration::from_secs(600);
@@ -55,10 +58,17 @@ impl Front {
         let begin = Instant::now();
         let request_id = self.last_request_id.fetch_add(1, Ordering::Relaxed) + 1;
         let (method, path) = (request.method().to_string(), request.uri().path().to_owned());
-        let answer = match self.faults.for_request(&path) {
-            None => Ok(call(&self.router, &self.ends.calls, request).await),
-            Some(fault) => self.commit(&fault, &path, request, reset).await,
+        let host = request.headers().get(HOST).and_then(|host| host.to_str().ok()).map(ToOwned::to_owned);
+        let throttled = throttle::subject_of(&path).and_then(|id| self.cloud.throttle(id).err());
+        let is_throttled = throttled.is_some();
+        let mut answer = match (throttled, self.faults.for_request(&method, &path)) {
+            (Some(throttled), _) => Ok(too_many(&path, &throttled)),
+            (None, None) => Ok(call(&self.router, &self.ends.calls, request).await),
+            (None, Some(fault)) => self.commit(&fault, &path, request, reset).await,
         };
+        if let Ok(response) = &mut answer {
+            self.tell_time(response);
+        }
         let reason = match &answer {
             Ok(response) => response.extensions().get::<Reason>().map(|reason| reason.0.clone()),
             Err(cut) => Some(cut.to_string()),
@@ -75,16 +85,17 @@ impl Front {
             "request"
         );
         let time = jiff::Timestamp::now();
-        self.cloud.journal.add_request(journal::Request {
-            time,
-            id: request_id,
-            method,
-            path,
-            status,
-            elapsed_us,
-            reason,
-        });
+        let request = journal::Request { time, id: request_id, method, path, host, status, elapsed_us, reason };
+        self.cloud.journal.add_request(request, is_throttled);
         answer
+    }
+
+    /// The cloud's own time, which hyper would take from the system.
+    fn tell_time(&self, response: &mut Response) {
+        let now = DateTimePrinter::new().timestamp_to_rfc9110_string(&self.cloud.now());
+        if let Some(now) = now.ok().and_then(|now| HeaderValue::try_from(now).ok()) {
+            response.headers_mut().insert(DATE, now);
+        }
     }
 
     async fn commit(
@@ -103,7 +114,7 @@ impl Front {
         let status = |default| fault.status.and_then(|status| StatusCode::from_u16(status).ok()).unwrap_or(default);
         let ok = status(StatusCode::OK);
         let json_type = [(CONTENT_TYPE, "application/json")];
-        let mut response = match fault.kind {
+        let response = match fault.kind {
             Kind::Answer => {
                 fault.form.map(|form| request.extensions_mut().insert(form));
                 return Ok(call(&self.router, &self.ends.calls, request).await);
@@ -120,9 +131,18 @@ impl Front {
                 self.ends.until_drain(LONGEST_FAULT).await;
                 return Err(Cut);
             }
+            Kind::ServedAs => {
+                let mut response = call(&self.router, &self.ends.calls, request).await;
+                *response.status_mut() = status(response.status());
+                return Ok(because(response, "fault on demand: ServedAs".to_owned()));
+            }
+            Kind::Huge => return Ok(swell(call(&self.router, &self.ends.calls, request).await).await),
             Kind::Truncated => return Ok(truncate(call(&self.router, &self.ends.calls, request).await).await),
             Kind::Status => {
                 let status = status(StatusCode::INTERNAL_SERVER_ERROR);
+                if let Some(body) = &fault.body {
+                    return Ok(finish(fault, (status, json_type, body.clone()).into_response()));
+                }
                 let body = if fault.network_error {
                     json!({ "errorMessage": "the cloud is out of reach (fault on demand)", "networkError": true })
                 } else if path.starts_with("/devices/") {
@@ -138,11 +158,27 @@ impl Front {
                 (ok, axum::response::Html("<html><body>Please log in to the Wi-Fi</body></html>")).into_response()
             }
         };
-        if let Some(seconds) = fault.retry_after {
-            response.headers_mut().insert(RETRY_AFTER, seconds.into());
-        }
-        Ok(because(response, format!("fault on demand: {:?}", fault.kind)))
+        Ok(finish(fault, response))
     }
+}
+
+fn finish(fault: &Fault, mut response: Response) -> Response {
+    if let Some(seconds) = fault.retry_after {
+        response.headers_mut().insert(RETRY_AFTER, seconds.into());
+    }
+    because(response, format!("fault on demand: {:?}", fault.kind))
+}
+
+/// As DPS or a hub words it.
+fn too_many(path: &str, throttled: &Throttled) -> Response {
+    let status = StatusCode::TOO_MANY_REQUESTS;
+    let body = if path.starts_with("/devices/") {
+        json!({ "Message": "ErrorCode:ThrottlingException;Too many requests" })
+    } else {
+        dps::error_body(429_001, "Operations are being throttled")
+    };
+    // A second begins with its first request, so it is over after one at the latest.
+    because((status, [(RETRY_AFTER, "1")], axum::Json(body)).into_response(), throttled.to_string())
 }
 
 /// Has the routes answer. The call runs to its end even if the client leaves, and a panic in it is one 500.
@@ -193,6 +229,15 @@ async fn truncate(response: Response) -> Response {
     let whole = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
     let body = Truncated { rest: Some(whole.slice(..whole.len() / 2)), announced: whole.len() as u64, is_sent: false };
     because(Response::from_parts(head, Body::new(body)), "fault on demand: Truncated".to_owned())
+}
+
+/// The same answer with blanks behind it.
+async fn swell(response: Response) -> Response {
+    let (mut head, body) = response.into_parts();
+    let mut whole = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default().to_vec();
+    whole.resize(whole.len() + HUGE_BYTES, b' ');
+    head.headers.remove(CONTENT_LENGTH);
+    because(Response::from_parts(head, Body::from(whole)), "fault on demand: Huge".to_owned())
 }
 
 struct Truncated {

@@ -18,12 +18,12 @@ use serde_json::{Value, json};
 
 use aziot_log::chain;
 
-use crate::cloud::{ApiVersion, Cloud, because, place};
+use crate::authentication::{Authentication, AuthenticationType, KeyPair, Thumbprints};
+use crate::cloud::{ApiVersion, Caller, Cloud, Denied, because, place};
+use crate::hubs::Hub;
 use crate::journal;
 use crate::key::SymmetricKey;
-use crate::registry::{
-    self, Authentication, AuthenticationType, KeyPair, Module, ModuleChange, Precondition, Thumbprints,
-};
+use crate::registry::{self, Module, ModuleChange, Precondition};
 
 const API_VERSIONS: &[&str] = &[
     "2016-11-14",
@@ -75,7 +75,7 @@ impl From<registry::Error> for Refusal {
             registry::Error::DisabledDevice(_) => (StatusCode::UNAUTHORIZED, "IotHubUnauthorizedAccess"),
             registry::Error::ModuleExists { .. } => (StatusCode::CONFLICT, "ModuleAlreadyExistsOnDevice"),
             registry::Error::EtagMismatch { .. } => (StatusCode::PRECONDITION_FAILED, "PreconditionFailed"),
-            registry::Error::TooManyModules(_) => (StatusCode::FORBIDDEN, "TooManyModulesOnDevice"),
+            registry::Error::TooManyModules { .. } => (StatusCode::FORBIDDEN, "TooManyModulesOnDevice"),
             registry::Error::TooManyDevices => (StatusCode::FORBIDDEN, "TooManyDevices"),
             registry::Error::InvalidName(_) => (StatusCode::BAD_REQUEST, "ArgumentInvalid"),
         };
@@ -83,8 +83,8 @@ impl From<registry::Error> for Refusal {
     }
 }
 
-impl From<crate::sas::Error> for Refusal {
-    fn from(error: crate::sas::Error) -> Self {
+impl From<Denied> for Refusal {
+    fn from(error: Denied) -> Self {
         Self::new(StatusCode::UNAUTHORIZED, "IotHubUnauthorizedAccess", error.to_string())
     }
 }
@@ -108,34 +108,39 @@ impl axum::response::IntoResponse for Refusal {
     }
 }
 
-/// The way into the module registry: the device itself, by name and key.
-fn authorize(
-    cloud: &Cloud,
+/// The way to a hub: a device or module by name, with a token or certificate. Returns the hub that was called.
+fn authorize<'a>(
+    cloud: &'a Cloud,
     version: &ApiVersion,
     device_id: &str,
     module_id: Option<&str>,
-    headers: &HeaderMap,
-) -> Result<(), Refusal> {
+    caller: &Caller,
+) -> Result<&'a Hub, Refusal> {
     if !cloud.speaks(version, API_VERSIONS) {
         return Err(Refusal::bad_request("the api-version is missing or unknown"));
     }
-    let keys = cloud.store.read(|state| state.registry.keys(device_id, module_id))?;
-    let path = match module_id {
-        None => format!("devices/{device_id}"),
-        Some(module_id) => format!("devices/{device_id}/modules/{module_id}"),
+    let hub = cloud.called(caller);
+    let demand = cloud.store.read(|state| {
+        let authentication = state.registries.of(&hub.key).authentication(device_id, module_id)?;
+        Ok::<_, registry::Error>(authentication.demand())
+    })?;
+    let name = match module_id {
+        None => device_id.to_owned(),
+        Some(module_id) => format!("{device_id}/modules/{module_id}"),
     };
-    Ok(cloud.check_token(headers, &cloud.hub_resources(headers, &path), &keys, None)?)
+    cloud.check(caller, &demand, &format!("{}/devices/{name}", hub.name), &name)?;
+    Ok(hub)
 }
 
 async fn list(
     State(cloud): State<Arc<Cloud>>,
     Path(device_id): Path<String>,
     Query(version): Query<ApiVersion>,
-    headers: HeaderMap,
+    caller: Caller,
 ) -> Result<Response, Refusal> {
-    authorize(&cloud, &version, &device_id, None, &headers)?;
+    let hub = authorize(&cloud, &version, &device_id, None, &caller)?;
     let modules = cloud.store.read(|state| {
-        let modules = &state.registry.device(&device_id)?.modules;
+        let modules = &state.registries.of(&hub.key).device(&device_id)?.modules;
         Ok::<_, registry::Error>(
             modules.iter().map(|(module_id, module)| module_body(&device_id, module_id, module)).collect::<Vec<_>>(),
         )
@@ -147,10 +152,10 @@ async fn read(
     State(cloud): State<Arc<Cloud>>,
     Path((device_id, module_id)): Path<(String, String)>,
     Query(version): Query<ApiVersion>,
-    headers: HeaderMap,
+    caller: Caller,
 ) -> Result<Response, Refusal> {
-    authorize(&cloud, &version, &device_id, None, &headers)?;
-    let module = cloud.store.read(|state| state.registry.module(&device_id, &module_id).cloned())?;
+    let hub = authorize(&cloud, &version, &device_id, None, &caller)?;
+    let module = cloud.store.read(|state| state.registries.of(&hub.key).module(&device_id, &module_id).cloned())?;
     Ok(module_response(&device_id, &module_id, &module))
 }
 
@@ -158,18 +163,23 @@ async fn create_or_replace(
     State(cloud): State<Arc<Cloud>>,
     Path((device_id, module_id)): Path<(String, String)>,
     Query(version): Query<ApiVersion>,
-    headers: HeaderMap,
+    caller: Caller,
     body: Bytes,
 ) -> Result<Response, Refusal> {
-    authorize(&cloud, &version, &device_id, None, &headers)?;
+    let hub = authorize(&cloud, &version, &device_id, None, &caller)?;
     let body: PutBody = serde_json::from_slice(&body)
         .map_err(|error| Refusal::bad_request(format!("the body is no module: {}", place(&error))))?;
     if body.device_id != device_id || body.module_id != module_id {
         return Err(Refusal::bad_request("the ids in the body are not those of the path"));
     }
-    let change = ModuleChange { managed_by: body.managed_by, authentication: body.authentication.complete()? };
-    let precondition = precondition(&headers)?;
-    let put = |state: &mut crate::state::State| state.registry.put_module(&device_id, &module_id, precondition, change);
+    let authentication = body.authentication.unwrap_or_default().complete()?;
+    let change = ModuleChange { managed_by: body.managed_by, authentication };
+    let precondition = precondition(caller.headers())?;
+    let max_modules = cloud.behaviour.load().max_modules;
+    let put = |state: &mut crate::state::State| {
+        let registry = state.registries.of_mut(&hub.key);
+        registry.put_module(&device_id, &module_id, precondition, change, max_modules)
+    };
     let module = cloud.store.change(put).await??;
     Ok(module_response(&device_id, &module_id, &module))
 }
@@ -178,11 +188,13 @@ async fn delete(
     State(cloud): State<Arc<Cloud>>,
     Path((device_id, module_id)): Path<(String, String)>,
     Query(version): Query<ApiVersion>,
-    headers: HeaderMap,
+    caller: Caller,
 ) -> Result<StatusCode, Refusal> {
-    authorize(&cloud, &version, &device_id, None, &headers)?;
-    let precondition = precondition(&headers)?;
-    let delete = |state: &mut crate::state::State| state.registry.delete_module(&device_id, &module_id, precondition);
+    let hub = authorize(&cloud, &version, &device_id, None, &caller)?;
+    let precondition = precondition(caller.headers())?;
+    let delete = |state: &mut crate::state::State| {
+        state.registries.of_mut(&hub.key).delete_module(&device_id, &module_id, precondition)
+    };
     cloud.store.change(delete).await??;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -191,20 +203,20 @@ async fn device_message(
     State(cloud): State<Arc<Cloud>>,
     Path(device_id): Path<String>,
     Query(version): Query<ApiVersion>,
-    headers: HeaderMap,
+    caller: Caller,
     body: Bytes,
 ) -> Result<StatusCode, Refusal> {
-    take_message(&cloud, &version, device_id, None, &headers, &body)
+    take_message(&cloud, &version, device_id, None, &caller, &body)
 }
 
 async fn module_message(
     State(cloud): State<Arc<Cloud>>,
     Path((device_id, module_id)): Path<(String, String)>,
     Query(version): Query<ApiVersion>,
-    headers: HeaderMap,
+    caller: Caller,
     body: Bytes,
 ) -> Result<StatusCode, Refusal> {
-    take_message(&cloud, &version, device_id, Some(module_id), &headers, &body)
+    take_message(&cloud, &version, device_id, Some(module_id), &caller, &body)
 }
 
 fn take_message(
@@ -212,19 +224,20 @@ fn take_message(
     version: &ApiVersion,
     device_id: String,
     module_id: Option<String>,
-    headers: &HeaderMap,
+    caller: &Caller,
     body: &Bytes,
 ) -> Result<StatusCode, Refusal> {
-    authorize(cloud, version, &device_id, module_id.as_deref(), headers)?;
+    let hub = authorize(cloud, version, &device_id, module_id.as_deref(), caller)?;
     if body.len() > MAX_MESSAGE_BYTES {
         let reason = format!("the message has {} bytes, the hub takes {MAX_MESSAGE_BYTES}", body.len());
         return Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "MessageTooLarge", reason));
     }
     cloud.journal.add_message(journal::Message {
         time: jiff::Timestamp::now(),
+        hub: hub.name.clone(),
         device_id,
         module_id,
-        content_type: headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).map(ToOwned::to_owned),
+        content_type: caller.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).map(ToOwned::to_owned),
         bytes: body.len(),
         body: STANDARD.encode(body),
     });
@@ -238,8 +251,8 @@ struct PutBody {
     device_id: String,
     module_id: String,
     managed_by: Option<String>,
-    #[serde(default)]
-    authentication: PutAuthentication,
+    /// `null` is as good as nothing.
+    authentication: Option<PutAuthentication>,
 }
 
 #[derive(Default, Deserialize)]
@@ -272,7 +285,7 @@ impl PutAuthentication {
             let keys = KeyPair { primary_key: key(primary_key)?, secondary_key: key(secondary_key)? };
             return Ok(Authentication::sas(keys));
         }
-        Ok(Authentication { kind, symmetric_key: None, x509_thumbprint })
+        Ok(Authentication::written(kind, x509_thumbprint))
     }
 }
 

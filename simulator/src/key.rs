@@ -48,6 +48,11 @@ impl SymmetricKey {
         Zeroizing::new(STANDARD.encode(&*self.0))
     }
 
+    /// The key itself, for whoever encrypts it.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
     /// Returns HMAC-SHA256 of `message` under this key.
     #[must_use]
     pub(crate) fn hmac_sha256(&self, message: &[u8]) -> Vec<u8> {

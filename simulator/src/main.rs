@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result};
 use aziot_simulator::{Enrollments, ServerCertificate, Settings, Simulator, est};
 use clap::Parser;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -19,16 +20,20 @@ FILES
   DIR/address            IP:PORT it listens on; there while it runs
   DIR/control.sock       journal and faults on demand; `curl --unix-socket DIR/control.sock http://simulator/` lists the calls
 
-ENROLLMENTS
-  [[enrollment]]                  # a device with a key of its own
+ENROLLMENTS (each entry names exactly one of the ways to prove oneself)
+  [[enrollment]]                  # one device
   registration_id = \"device-7\"
-  symmetric_key = \"BASE64\"        # also: secondary_key, device_id, assigned_hub, disabled, fail_with, iot_edge
-  [[group]]                       # devices whose keys are HMAC-SHA256(key, registration id)
+  symmetric_key = \"BASE64\"        # tokens; also: secondary_key
+  # certificate_thumbprint = \"HEX\"  # SHA-256 or SHA-1 of the certificate; its common name is the registration id; also: secondary_thumbprint
+  # certificate_authority = \"est/issuing-ca.pem\"   # PEM, from this file's folder; the common name is the registration id
+  # endorsement_key = \"BASE64\"     # TPM2B_PUBLIC of a TPM, or \"any\": the first that proves itself
+  # also: device_id, assigned_hub, disabled, fail_with, unassigned, assigning_polls, iot_edge
+  [[group]]                       # any number of devices: keys are HMAC-SHA256(key, registration id)
   name = \"factory\"
-  symmetric_key = \"BASE64\"        # also: disabled, iot_edge
+  symmetric_key = \"BASE64\"        # or certificate_authority; also: assigned_hub, disabled, iot_edge
   [[device]]                      # at the hub from the start: manual provisioning
   device_id = \"device-8\"
-  symmetric_key = \"BASE64\"        # also: secondary_key, iot_edge
+  symmetric_key = \"BASE64\"        # or certificate_thumbprint or certificate_authority; also: hub, iot_edge
 
 EST (each key may be left out)
   lifetime_seconds = 2592000      # also: identity_lifetime_seconds (a request for client authentication alone), backdate_seconds
@@ -44,6 +49,10 @@ EXAMPLES
     aziot-simulator --dir sim --listen 127.0.0.1:8443 --id-scope 0ne00ABCDEF
   A hub under a name of its own, for containers:
     aziot-simulator --dir sim --listen 0.0.0.0:443 --hostname hub.test --hub-name hub.test
+  Two hubs, and a device that moves to the second one:
+    aziot-simulator --dir sim --listen 127.0.0.1:8443 --hub 127.0.0.1
+    curl --unix-socket sim/control.sock -X PUT http://simulator/registrations/device-7 \\
+      -d '{\"assignedHub\":\"127.0.0.1:8443\",\"migrate\":true}'
   Three throttled answers for module calls, and what came of it:
     curl --unix-socket sim/control.sock -X PUT http://simulator/fault \\
       -d '{\"kind\":\"status\",\"status\":429,\"retryAfter\":2,\"matching\":\"/modules\",\"count\":3}'
@@ -85,6 +94,14 @@ struct Arguments {
     #[arg(long, value_name = "NAME")]
     hub_name: Option<String>,
 
+    /// Name of a further hub with a registry of its own; the port is added if the name has none. Repeat it for several
+    #[arg(long, value_name = "NAME")]
+    hub: Vec<String>,
+
+    /// Name by which devices call a parent gateway of a hub, by default the first one. Repeat it for several
+    #[arg(long, value_name = "NAME[=HUB]")]
+    gateway_name: Vec<String>,
+
     /// The only id scope to answer for [default: any]
     #[arg(long, value_name = "SCOPE")]
     id_scope: Option<String>,
@@ -113,6 +130,22 @@ struct Arguments {
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     clock_skew: u32,
 
+    /// By how many seconds its clock is ahead of the system's, or behind it
+    #[arg(long, value_name = "SECONDS", default_value_t = 0, allow_hyphen_values = true)]
+    clock_offset: i64,
+
+    /// How many modules a device may have
+    #[arg(long, value_name = "N", default_value_t = 50)]
+    max_modules: usize,
+
+    /// Answer 429 to more requests than these in a second [default: no limit]
+    #[arg(long, value_name = "N")]
+    requests_per_second: Option<u32>,
+
+    /// The same for each registration and each device [default: no limit]
+    #[arg(long, value_name = "N")]
+    requests_per_second_per_device: Option<u32>,
+
     /// Server certificate with its chain, PEM, from leaf to root, instead of one of its own
     #[arg(long, value_name = "FILE", requires = "server_key")]
     server_cert_chain: Option<PathBuf>,
@@ -136,12 +169,21 @@ fn main() -> ExitCode {
 
 fn start(arguments: Arguments) -> Result<ExitCode> {
     let settings = settings(arguments)?;
+    raise_file_limit();
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("could not start the runtime")?;
     let code = runtime.block_on(run(settings));
     // A write that hangs on a dead disk must not keep the process.
     runtime.shutdown_background();
     code
+}
+
+/// A thousand devices are more connections than a process may usually open.
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::debug!(%error, "could not raise the limit of open files");
+    }
 }
 
 async fn run(settings: Settings) -> Result<ExitCode> {
@@ -188,6 +230,8 @@ fn settings(arguments: Arguments) -> Result<Settings> {
         folder: arguments.dir,
         names: if arguments.hostname.is_empty() { defaults.names } else { arguments.hostname },
         hub_name: arguments.hub_name,
+        further_hub_names: arguments.hub,
+        gateway_names: arguments.gateway_name,
         id_scope: arguments.id_scope,
         enrollments,
         server_certificate,
@@ -195,5 +239,9 @@ fn settings(arguments: Arguments) -> Result<Settings> {
         clock_skew_seconds: arguments.clock_skew,
         assigning_polls: arguments.assigning_polls,
         retry_after_seconds: arguments.retry_after,
+        max_modules: arguments.max_modules,
+        requests_per_second: arguments.requests_per_second,
+        requests_per_second_per_device: arguments.requests_per_second_per_device,
+        clock_offset_seconds: arguments.clock_offset,
     })
 }

@@ -7,11 +7,9 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::key::SymmetricKey;
+use crate::authentication::Authentication;
 use crate::random;
 
-/// So many modules a device may have, `$edgeAgent` and `$edgeHub` included; the public hub's limit.
-pub(crate) const MAX_MODULES: usize = 50;
 /// So many devices the simulator keeps: a bound for its memory and its state file.
 pub(crate) const MAX_DEVICES: usize = 10_000;
 
@@ -28,81 +26,12 @@ pub(crate) enum Error {
     ModuleExists { device: String, module: String },
     #[error("the module {module:?} of the device {device:?} has another etag than If-Match names")]
     EtagMismatch { device: String, module: String },
-    #[error("the device {0:?} has {MAX_MODULES} modules already")]
-    TooManyModules(String),
+    #[error("the device {device:?} has {limit} modules already")]
+    TooManyModules { device: String, limit: usize },
     #[error("there are {MAX_DEVICES} devices already")]
     TooManyDevices,
     #[error("{0:?} is no identity name: 1 to 128 ASCII letters, digits or - : . + % _ # * ? ! ( ) , = @ ; $ '")]
     InvalidName(String),
-}
-
-/// How an identity proves itself.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
-#[serde(rename_all = "camelCase")]
-pub(crate) enum AuthenticationType {
-    /// Not at all: it cannot connect.
-    None,
-    #[default]
-    Sas,
-    X509,
-    SelfSigned,
-    CertificateAuthority,
-}
-
-/// The two keys of an identity; either is good.
-#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct KeyPair {
-    pub(crate) primary_key: SymmetricKey,
-    pub(crate) secondary_key: SymmetricKey,
-}
-
-impl KeyPair {
-    pub(crate) fn random() -> Self {
-        Self { primary_key: SymmetricKey::random(), secondary_key: SymmetricKey::random() }
-    }
-
-    pub(crate) fn to_vec(&self) -> Vec<SymmetricKey> {
-        vec![self.primary_key.clone(), self.secondary_key.clone()]
-    }
-}
-
-/// Digests of the certificates an identity may use, as they were given; the simulator stores them only.
-#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct Thumbprints {
-    pub(crate) primary_thumbprint: Option<String>,
-    pub(crate) secondary_thumbprint: Option<String>,
-}
-
-/// How an identity proves itself, and with what.
-#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct Authentication {
-    #[serde(rename = "type")]
-    pub(crate) kind: AuthenticationType,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) symmetric_key: Option<KeyPair>,
-    #[serde(rename = "x509Thumbprint", skip_serializing_if = "Option::is_none")]
-    pub(crate) x509_thumbprint: Option<Thumbprints>,
-}
-
-impl Authentication {
-    pub(crate) fn none() -> Self {
-        Self { kind: AuthenticationType::None, symmetric_key: None, x509_thumbprint: None }
-    }
-
-    pub(crate) fn sas(keys: KeyPair) -> Self {
-        Self { kind: AuthenticationType::Sas, symmetric_key: Some(keys), x509_thumbprint: None }
-    }
-
-    /// The keys that sign for this identity; none unless it uses shared access signatures.
-    fn keys(&self) -> Vec<SymmetricKey> {
-        match (&self.kind, &self.symmetric_key) {
-            (AuthenticationType::Sas, Some(keys)) => keys.to_vec(),
-            _ => Vec::new(),
-        }
-    }
 }
 
 /// A module as the registry keeps it.
@@ -156,8 +85,8 @@ pub(crate) enum Precondition<'a> {
     Etag(&'a str),
 }
 
-/// All devices of the hub.
-#[derive(Debug, Default, Deserialize, Serialize)]
+/// All devices of a hub.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Registry {
     #[serde(default)]
@@ -168,6 +97,11 @@ pub(crate) struct Registry {
 }
 
 impl Registry {
+    /// A registry without devices.
+    pub(crate) const fn new() -> Self {
+        Self { devices: BTreeMap::new(), last_generation: 0 }
+    }
+
     pub(crate) fn devices(&self) -> &BTreeMap<String, Device> {
         &self.devices
     }
@@ -183,11 +117,11 @@ impl Registry {
         module.ok_or_else(|| Error::UnknownModule { device: device_id.to_owned(), module: module_id.to_owned() })
     }
 
-    /// The keys that sign for a device, or for a module if one is named.
-    pub(crate) fn keys(&self, device_id: &str, module_id: Option<&str>) -> Result<Vec<SymmetricKey>, Error> {
+    /// What a device is known by, or a module if one is named.
+    pub(crate) fn authentication(&self, device_id: &str, module_id: Option<&str>) -> Result<&Authentication, Error> {
         Ok(match module_id {
-            None => self.device(device_id)?.authentication.keys(),
-            Some(module_id) => self.module(device_id, module_id)?.authentication.keys(),
+            None => &self.device(device_id)?.authentication,
+            Some(module_id) => &self.module(device_id, module_id)?.authentication,
         })
     }
 
@@ -206,9 +140,7 @@ impl Registry {
             }
             return Ok(());
         }
-        if self.devices.len() >= MAX_DEVICES {
-            return Err(Error::TooManyDevices);
-        }
+        self.check_room(device_id)?;
         let generation_id = self.next_generation();
         let mut modules = BTreeMap::new();
         if system_modules == SystemModules::Preset {
@@ -235,18 +167,34 @@ impl Registry {
         Ok(())
     }
 
-    /// Forgets a device and its modules.
-    pub(crate) fn delete_device(&mut self, device_id: &str) -> Result<(), Error> {
-        self.devices.remove(device_id).map(drop).ok_or_else(|| Error::UnknownDevice(device_id.to_owned()))
+    /// Forgets a device and its modules, and returns what they were.
+    pub(crate) fn take_device(&mut self, device_id: &str) -> Result<Device, Error> {
+        self.devices.remove(device_id).ok_or_else(|| Error::UnknownDevice(device_id.to_owned()))
     }
 
-    /// Creates a module, or replaces it when the precondition says so, and returns it as it is now.
+    /// Refuses a device for which there is no room; one that is there already has its own.
+    pub(crate) fn check_room(&self, device_id: &str) -> Result<(), Error> {
+        if self.devices.len() < MAX_DEVICES || self.devices.contains_key(device_id) {
+            Ok(())
+        } else {
+            Err(Error::TooManyDevices)
+        }
+    }
+
+    /// Takes a device over from another hub, its modules with their keys and generations included. Whether there is room was checked before.
+    pub(crate) fn adopt_device(&mut self, device_id: &str, mut device: Device) {
+        device.etag = random::etag();
+        self.devices.insert(device_id.to_owned(), device);
+    }
+
+    /// Creates a module, or replaces it when the precondition says so, and returns it as it is now. `max_modules` counts all of the device's.
     pub(crate) fn put_module(
         &mut self,
         device_id: &str,
         module_id: &str,
         precondition: Precondition<'_>,
         change: ModuleChange,
+        max_modules: usize,
     ) -> Result<Module, Error> {
         check_name(module_id)?;
         let device = self.device(device_id)?;
@@ -261,8 +209,8 @@ impl Registry {
                 let (device, module) = name();
                 return Err(Error::UnknownModule { device, module });
             }
-            (None, Precondition::Absent) if device.modules.len() >= MAX_MODULES => {
-                return Err(Error::TooManyModules(device_id.to_owned()));
+            (None, Precondition::Absent) if device.modules.len() >= max_modules => {
+                return Err(Error::TooManyModules { device: device_id.to_owned(), limit: max_modules });
             }
             (Some(present), precondition) => check_etag(device_id, module_id, present, precondition)?,
             (None, Precondition::Absent) => {}
@@ -324,8 +272,11 @@ pub(crate) fn check_name(name: &str) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::authentication::{Demand, KeyPair};
+    use crate::key::SymmetricKey;
 
     const DEVICE: &str = "device-7";
+    const MAX_MODULES: usize = 50;
 
     fn registry() -> Registry {
         let mut registry = Registry::default();
@@ -337,6 +288,13 @@ mod tests {
         ModuleChange { managed_by: None, authentication: Authentication::sas(KeyPair::random()) }
     }
 
+    fn keys(registry: &Registry, module: Option<&str>) -> Result<Vec<SymmetricKey>, Error> {
+        registry.authentication(DEVICE, module).map(|authentication| match authentication.demand() {
+            Demand::Token(keys) => keys,
+            other => panic!("{other:?}"),
+        })
+    }
+
     fn missing(module: &str) -> Error {
         Error::UnknownModule { device: DEVICE.to_owned(), module: module.to_owned() }
     }
@@ -344,7 +302,9 @@ mod tests {
     #[test]
     fn a_module_is_created_once_and_replaced_only_with_if_match() {
         let mut registry = registry();
-        let put = |registry: &mut Registry, precondition| registry.put_module(DEVICE, "m", precondition, change());
+        let put = |registry: &mut Registry, precondition| {
+            registry.put_module(DEVICE, "m", precondition, change(), MAX_MODULES)
+        };
         assert_eq!(put(&mut registry, Precondition::AnyVersion).unwrap_err(), missing("m"));
         assert_eq!(put(&mut registry, Precondition::Etag("x")).unwrap_err(), missing("m"));
         let created = put(&mut registry, Precondition::Absent).unwrap();
@@ -360,14 +320,14 @@ mod tests {
     #[test]
     fn a_module_created_anew_is_of_another_generation() {
         let mut registry = registry();
-        let first = registry.put_module(DEVICE, "m", Precondition::Absent, change()).unwrap();
+        let first = registry.put_module(DEVICE, "m", Precondition::Absent, change(), MAX_MODULES).unwrap();
         assert!(matches!(
             registry.delete_module(DEVICE, "m", Precondition::Etag("x")),
             Err(Error::EtagMismatch { .. })
         ));
         registry.delete_module(DEVICE, "m", Precondition::AnyVersion).unwrap();
         assert_eq!(registry.delete_module(DEVICE, "m", Precondition::Absent).unwrap_err(), missing("m"));
-        let second = registry.put_module(DEVICE, "m", Precondition::Absent, change()).unwrap();
+        let second = registry.put_module(DEVICE, "m", Precondition::Absent, change(), MAX_MODULES).unwrap();
         assert_ne!(first.generation_id, second.generation_id);
     }
 
@@ -375,39 +335,39 @@ mod tests {
     fn the_fifty_first_module_is_refused() {
         let mut registry = registry(); // has the two system modules
         for number in 2..MAX_MODULES {
-            registry.put_module(DEVICE, &format!("m{number}"), Precondition::Absent, change()).unwrap();
+            registry.put_module(DEVICE, &format!("m{number}"), Precondition::Absent, change(), MAX_MODULES).unwrap();
         }
-        let error = registry.put_module(DEVICE, "last", Precondition::Absent, change()).unwrap_err();
-        assert_eq!(error, Error::TooManyModules(DEVICE.to_owned()));
-        registry.put_module(DEVICE, "m2", Precondition::AnyVersion, change()).unwrap();
+        let error = registry.put_module(DEVICE, "last", Precondition::Absent, change(), MAX_MODULES).unwrap_err();
+        assert_eq!(error, Error::TooManyModules { device: DEVICE.to_owned(), limit: MAX_MODULES });
+        registry.put_module(DEVICE, "m2", Precondition::AnyVersion, change(), MAX_MODULES).unwrap();
     }
 
     #[test]
     fn a_disabled_device_is_out_with_its_modules() {
         let mut registry = registry();
-        registry.put_module(DEVICE, "m", Precondition::Absent, change()).unwrap();
+        registry.put_module(DEVICE, "m", Precondition::Absent, change(), MAX_MODULES).unwrap();
         registry.set_disabled(DEVICE, true).unwrap();
-        assert_eq!(registry.keys(DEVICE, Some("m")).unwrap_err(), Error::DisabledDevice(DEVICE.to_owned()));
+        assert_eq!(keys(&registry, Some("m")).unwrap_err(), Error::DisabledDevice(DEVICE.to_owned()));
         registry.set_disabled(DEVICE, false).unwrap();
-        assert_eq!(registry.keys(DEVICE, Some("m")).unwrap().len(), 2);
+        assert_eq!(keys(&registry, Some("m")).unwrap().len(), 2);
         assert_eq!(registry.set_disabled("other", true).unwrap_err(), Error::UnknownDevice("other".to_owned()));
     }
 
     #[test]
     fn a_device_registered_again_keeps_its_modules_and_takes_the_new_keys() {
         let mut registry = registry();
-        registry.put_module(DEVICE, "m", Precondition::Absent, change()).unwrap();
+        registry.put_module(DEVICE, "m", Precondition::Absent, change(), MAX_MODULES).unwrap();
         let before = registry.device(DEVICE).unwrap().clone();
-        let keys = KeyPair::random();
-        registry.put_device(DEVICE, Authentication::sas(keys.clone()), SystemModules::Absent).unwrap();
+        let pair = KeyPair::random();
+        registry.put_device(DEVICE, Authentication::sas(pair.clone()), SystemModules::Absent).unwrap();
         let after = registry.device(DEVICE).unwrap();
         assert_eq!((&after.generation_id, &after.modules), (&before.generation_id, &before.modules));
-        assert_eq!(registry.keys(DEVICE, None).unwrap(), keys.to_vec());
+        assert_eq!(keys(&registry, None).unwrap(), pair.to_vec());
     }
 
     #[test]
     fn system_modules_have_no_keys() {
-        assert_eq!(registry().keys(DEVICE, Some("$edgeAgent")).unwrap(), []);
+        assert_eq!(keys(&registry(), Some("$edgeAgent")).unwrap(), []);
     }
 
     #[test]

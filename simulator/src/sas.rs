@@ -30,7 +30,7 @@ pub enum Error {
         /// The decoded, lower-case `sr` of the token.
         found: String,
         /// What would have been accepted.
-        expected: Vec<String>,
+        expected: String,
     },
     /// The policy name (`skn`) is not the one that is wanted here.
     #[error("the token's policy name (skn) is {found:?}, expected {expected:?}")]
@@ -56,8 +56,8 @@ pub enum Error {
 /// What a token must be to be accepted.
 #[derive(Debug)]
 pub struct Check<'a> {
-    /// Resources of which one must be named, e.g. `hub/devices/d`; compared without regard to case.
-    pub resources: &'a [String],
+    /// The resource it must be for, e.g. `hub/devices/d`; compared without regard to case.
+    pub resource: &'a str,
     /// Keys of which one must have signed.
     pub keys: &'a [SymmetricKey],
     /// The policy that must be named.
@@ -119,8 +119,8 @@ impl Token {
             .decode_utf8()
             .map_err(|_| Error::Malformed("sr is no text"))?
             .to_lowercase();
-        if !check.resources.iter().any(|resource| resource.to_lowercase() == found) {
-            return Err(Error::Resource { found, expected: check.resources.to_vec() });
+        if check.resource.to_lowercase() != found {
+            return Err(Error::Resource { found, expected: check.resource.to_owned() });
         }
         if self.policy.as_deref() != check.policy {
             return Err(Error::Policy { found: self.policy.clone(), expected: check.policy });
@@ -174,8 +174,7 @@ mod tests {
     }
 
     fn verify_at(now: i64, header: &str, resource: &str, policy: Option<&'static str>) -> Result<(), Error> {
-        let (resources, keys) = ([resource.to_owned()], [key()]);
-        Token::parse(header)?.verify(&Check { resources: &resources, keys: &keys, policy, now, clock_skew: 0 })
+        Token::parse(header)?.verify(&Check { resource, keys: &[key()], policy, now, clock_skew: 0 })
     }
 
     fn verify_hub(header: &str) -> Result<(), Error> {
@@ -202,8 +201,7 @@ mod tests {
         let header = format!(
             "SharedAccessSignature sr={resource}&se=1700000030&sig=YHpgdLDycdQm29KWK3DjpD3XO7fvfqLYholeQHXPi88%3D"
         );
-        let check =
-            Check { resources: &[resource.to_owned()], keys: &[module], policy: None, now: EXPIRY, clock_skew: 0 };
+        let check = Check { resource, keys: &[module], policy: None, now: EXPIRY, clock_skew: 0 };
         Token::parse(&header).unwrap().verify(&check).unwrap();
     }
 

@@ -31,8 +31,8 @@ use crate::faults::{Faults, Kind};
 use crate::front::{self, Front};
 use crate::stream::{Impatient, Resettable};
 
-/// So many connections at once; more wait in the kernel's queue.
-const MAX_CONNECTIONS: usize = 512;
+/// So many connections at once; more wait in the kernel's queue. A thousand devices may keep one or two each.
+const MAX_CONNECTIONS: usize = 2048;
 /// Also how long a connection may idle: hyper counts from the end of the last answer.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);

@@ -5,24 +5,32 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use axum::Router;
 use http::StatusCode;
 use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
 
+use crate::behaviour::{Behaviour, OffsetError};
 use crate::certificates::{self, Authority, Identity};
 use crate::cloud::{Cloud, Trust};
 use crate::control::{self, Control};
-use crate::enrollments::Enrollments;
+use crate::enrollments::{self, Enrollments};
 use crate::est::{self, Est};
 use crate::faults::Faults;
 use crate::folder::{self, Folder};
 use crate::front::{self, Front};
+use crate::hubs::{self, Hubs};
 use crate::journal::Journal;
-use crate::registry::{self, Authentication, KeyPair, SystemModules};
+use crate::nonces::Nonces;
+use crate::registry::{self, SystemModules};
 use crate::server::{self, Appearance, AskClients, Ends, TlsError};
 use crate::state::{self, Store};
+use crate::throttle::Throttle;
 use crate::{dps, hub};
+
+/// So many modules the public hub lets a device have.
+const PUBLIC_MAX_MODULES: usize = 50;
 
 /// Why a simulator cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +64,15 @@ pub enum Error {
         /// What the registry says.
         reason: String,
     },
+    /// The authorities of enrollments cannot be read.
+    #[error("could not read the authorities that are enrolled")]
+    Enrollments(#[from] enrollments::Error),
+    /// Hubs and gateways do not fit together.
+    #[error("could not set up the hubs")]
+    Hubs(#[from] hubs::Error),
+    /// The clock would be too far off.
+    #[error("could not set the clock")]
+    Clock(#[from] OffsetError),
     /// The address cannot be listened on.
     #[error("could not listen on {listen}")]
     Listen {
@@ -90,6 +107,10 @@ pub struct Settings {
     pub names: Vec<String>,
     /// Name of the hub, which devices put into their tokens; `localhost:PORT` if absent.
     pub hub_name: Option<String>,
+    /// Names of further hubs, each with a registry of its own. One without a port gets the simulator's, unless that is 443.
+    pub further_hub_names: Vec<String>,
+    /// Names of parent gateways, `NAME` or `NAME=HUB`: requests there are for the hub, by default the first one, with its name in tokens.
+    pub gateway_names: Vec<String>,
     /// The one id scope of DPS; any if absent.
     pub id_scope: Option<String>,
     /// Who may register.
@@ -104,16 +125,27 @@ pub struct Settings {
     pub assigning_polls: u32,
     /// `retry-after` of pending registrations, in seconds.
     pub retry_after_seconds: u32,
+    /// So many modules a device may have, `$edgeAgent` and `$edgeHub` included.
+    pub max_modules: usize,
+    /// More requests to DPS and hubs in a second are answered 429; no limit if absent.
+    pub requests_per_second: Option<u32>,
+    /// The same for each registration and each device.
+    pub requests_per_second_per_device: Option<u32>,
+    /// By so much the simulator's clock is ahead of the system's: for tokens and client certificates at DPS and hubs, and in `date`. Its own
+    /// certificate and the EST server keep the system's time.
+    pub clock_offset_seconds: i64,
 }
 
 impl Default for Settings {
-    /// Any free port of 127.0.0.1, no folder, five minutes of clock skew, one pending poll.
+    /// Any free port of 127.0.0.1, no folder, one hub with the public limits, five minutes of clock skew, one pending poll.
     fn default() -> Self {
         Self {
             listen: "127.0.0.1:0".to_owned(),
             folder: None,
             names: vec!["localhost".to_owned(), "127.0.0.1".to_owned()],
             hub_name: None,
+            further_hub_names: Vec::new(),
+            gateway_names: Vec::new(),
             id_scope: None,
             enrollments: Enrollments::default(),
             server_certificate: None,
@@ -121,6 +153,10 @@ impl Default for Settings {
             clock_skew_seconds: 300,
             assigning_polls: 1,
             retry_after_seconds: 1,
+            max_modules: PUBLIC_MAX_MODULES,
+            requests_per_second: None,
+            requests_per_second_per_device: None,
+            clock_offset_seconds: 0,
         }
     }
 }
@@ -148,19 +184,23 @@ impl Simulator {
         let devices = TcpListener::bind(&listen).await.map_err(listen_error)?;
         let address = devices.local_addr().map_err(listen_error)?;
 
-        let clients = if est.is_some() { AskClients::ForCertificates } else { AskClients::ForNothing };
+        // The public mock server does not ask.
+        let clients = if folder.is_some() { AskClients::ForCertificates } else { AskClients::ForNothing };
         let good = server::tls_config(identity, clients)?;
         let takes_plain_http = est.as_ref().is_some_and(|est| est.settings().plain_http);
         let appearance = Arc::new(Appearance::new(Arc::clone(&good), takes_plain_http));
         let faults = Arc::new(Faults::default());
+        let behaviour = behaviour(&settings);
+        behaviour.check()?;
+        let (further, gateways) = (&settings.further_hub_names, &settings.gateway_names);
         let cloud = Arc::new(Cloud {
             trust: if folder.is_some() { Trust::Verify } else { Trust::Permissive },
-            hub_name: settings.hub_name.unwrap_or_else(|| format!("localhost:{}", address.port())),
+            hubs: Hubs::new(settings.hub_name.as_deref(), further, gateways, address.port())?,
             id_scope: settings.id_scope,
-            clock_skew_seconds: settings.clock_skew_seconds,
-            assigning_polls: settings.assigning_polls,
-            retry_after_seconds: settings.retry_after_seconds,
+            behaviour: ArcSwap::from_pointee(behaviour),
             enrollments: settings.enrollments,
+            nonces: Nonces::default(),
+            throttle: Throttle::default(),
             store,
             journal: Journal::default(),
         });
@@ -200,10 +240,10 @@ impl Simulator {
         self.address
     }
 
-    /// The name that devices put into their tokens.
+    /// The name of the first hub, which devices put into their tokens.
     #[must_use]
     pub fn hub_name(&self) -> &str {
-        &self.cloud.hub_name
+        &self.cloud.hubs.first().name
     }
 
     /// Serves until `shutdown`, then answers what is under way for at most five seconds.
@@ -225,11 +265,14 @@ impl Simulator {
         if has_est {
             tracing::info!("certificates are issued under /.well-known/est");
         }
+        for hub in &cloud.hubs.all()[1..] {
+            tracing::info!(hub_name = hub.name, "a further hub");
+        }
         match cloud.trust {
-            Trust::Verify => tracing::info!(%address, hub_name = cloud.hub_name, "ready"),
+            Trust::Verify => tracing::info!(%address, hub_name = cloud.hubs.first().name, "ready"),
             Trust::Permissive => tracing::warn!(
                 %address,
-                hub_name = cloud.hub_name,
+                hub_name = cloud.hubs.first().name,
                 "ready, but without --dir: no credential is checked and nothing is kept"
             ),
         }
@@ -262,6 +305,11 @@ fn prepare(mut settings: Settings) -> Result<Prepared, Error> {
         None => Store::in_memory(),
         Some(folder) => Store::open(folder.path().join("state.json"))?,
     };
+    for name in hubs::hosts(&settings.further_hub_names, &settings.gateway_names) {
+        if !settings.names.contains(&name) {
+            settings.names.push(name);
+        }
+    }
     let (authority, identity) = match (&settings.server_certificate, &folder) {
         (Some(brought), _) => (None, Identity::read(&brought.chain, &brought.key)?),
         (None, Some(folder)) => {
@@ -276,7 +324,21 @@ fn prepare(mut settings: Settings) -> Result<Prepared, Error> {
         (Some(_), None) => return Err(Error::EstWithoutFolder),
         (Some(est), Some(folder)) => Some(Arc::new(Est::open(&folder.path().join("est"), est).map_err(Error::Est)?)),
     };
+    // Last: an authority may be one of the EST server's.
+    settings.enrollments.load_authorities()?;
     Ok(Prepared { settings, folder, store, authority, identity, est })
+}
+
+fn behaviour(settings: &Settings) -> Behaviour {
+    Behaviour {
+        assigning_polls: settings.assigning_polls,
+        retry_after_seconds: settings.retry_after_seconds,
+        clock_skew_seconds: settings.clock_skew_seconds,
+        clock_offset_seconds: settings.clock_offset_seconds,
+        max_modules: settings.max_modules,
+        requests_per_second: settings.requests_per_second,
+        requests_per_second_per_device: settings.requests_per_second_per_device,
+    }
 }
 
 async fn register_manual_devices(cloud: &Cloud) -> Result<(), Error> {
@@ -286,11 +348,12 @@ async fn register_manual_devices(cloud: &Cloud) -> Result<(), Error> {
     }
     let register = |state: &mut state::State| {
         devices.iter().try_for_each(|device| {
-            let primary_key = device.symmetric_key.clone();
-            let secondary_key = device.secondary_key.clone().unwrap_or_else(|| primary_key.clone());
-            let authentication = Authentication::sas(KeyPair { primary_key, secondary_key });
+            let unknown = |hub: &String| hubs::Error::UnknownHub { of: device.device_id.clone(), hub: hub.clone() };
+            let hub = device.hub.as_ref();
+            let hub = hub.map_or(Ok(cloud.hubs.first()), |hub| cloud.hubs.named(hub).ok_or_else(|| unknown(hub)))?;
             let system_modules = if device.iot_edge { SystemModules::Preset } else { SystemModules::Absent };
-            let registered = state.registry.put_device(&device.device_id, authentication, system_modules);
+            let registry = state.registries.of_mut(&hub.key);
+            let registered = registry.put_device(&device.device_id, device.attestation.without_dps(), system_modules);
             registered.map_err(|error: registry::Error| Error::Device {
                 device_id: device.device_id.clone(),
                 reason: error.to_string(),

@@ -1,18 +1,21 @@
 //! What the simulated cloud remembers, and its file: written whole after each change, before the client gets its answer.
 //!
-//! Changes happen in memory under a short lock; writing takes turns of its own, and one write covers all changes made before it began.
+//! Changes happen in memory under a short lock; writing takes turns of its own on a blocking thread, and one write covers all changes made before it
+//! began.
 
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aziot_files::Mode;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use crate::provisioning::Registrations;
-use crate::registry::Registry;
+use crate::provisioning::{self, Registrations};
+use crate::registries::Registries;
 
-const VERSION: u32 = 1;
+/// Version 1 knew one hub and did not say where a registration's device is.
+const VERSION: u32 = 2;
+const OLDEST_VERSION: u32 = 1;
 const LIMIT_BYTES: u64 = 512 << 20;
 
 /// Why the state cannot be read or kept.
@@ -48,11 +51,11 @@ pub enum Error {
 }
 
 /// Devices, modules and registrations.
-#[derive(Debug, Default, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct State {
-    #[serde(default)]
-    pub(crate) registry: Registry,
+    #[serde(flatten)]
+    pub(crate) registries: Registries,
     #[serde(default)]
     pub(crate) registrations: Registrations,
 }
@@ -66,7 +69,8 @@ struct File<S> {
 
 #[derive(Debug, Default)]
 struct Versioned {
-    state: State,
+    /// Copied by the first change that comes while a writer still reads it.
+    state: Arc<State>,
     /// Grows with each change.
     version: u64,
 }
@@ -96,15 +100,23 @@ impl Store {
                     line: error.line(),
                     column: error.column(),
                 })?;
-                if file.version != VERSION {
+                if !(OLDEST_VERSION..=VERSION).contains(&file.version) {
                     return Err(Error::Version { path, version: file.version });
                 }
-                file.state
+                let mut state = file.state;
+                if file.version == OLDEST_VERSION {
+                    provisioning::place_in_first_hub(&mut state.registrations, &state.registries);
+                }
+                state
             }
             Err(error) if error.is_not_found() => State::default(),
             Err(error) => return Err(Error::Read(error)),
         };
-        Ok(Self { path: Some(path), current: Mutex::new(Versioned { state, version: 0 }), ..Self::in_memory() })
+        Ok(Self {
+            path: Some(path),
+            current: Mutex::new(Versioned { state: Arc::new(state), version: 0 }),
+            ..Self::in_memory()
+        })
     }
 
     /// Looks at the state. `look` must be quick: everybody else waits.
@@ -112,14 +124,30 @@ impl Store {
         look(&self.lock().state)
     }
 
-    /// Changes the state, and returns when the change is on disk.
-    pub(crate) async fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> Result<T, Error> {
-        let (result, version) = {
-            let mut current = self.lock();
-            current.version += 1;
-            (change(&mut current.state), current.version)
+    /// The same, and returns when what was seen is on disk.
+    pub(crate) async fn read_kept<T>(&self, look: impl FnOnce(&State) -> T) -> Result<T, Error> {
+        let (seen, version) = {
+            let current = self.lock();
+            (look(&current.state), current.version)
         };
         self.write_since(version).await?;
+        Ok(seen)
+    }
+
+    /// Changes the state, and returns when the change is on disk. An error of `change` says that it changed nothing.
+    pub(crate) async fn change<T, E>(
+        &self,
+        change: impl FnOnce(&mut State) -> Result<T, E>,
+    ) -> Result<Result<T, E>, Error> {
+        let (result, version) = {
+            let mut current = self.lock();
+            let result = change(Arc::make_mut(&mut current.state));
+            current.version += u64::from(result.is_ok());
+            (result, current.version)
+        };
+        if result.is_ok() {
+            self.write_since(version).await?;
+        }
         Ok(result)
     }
 
@@ -129,11 +157,15 @@ impl Store {
         if *written >= version {
             return Ok(()); // somebody else's write took this change along
         }
-        let (bytes, taken) = {
+        let (state, taken) = {
             let current = self.lock();
-            (to_bytes(&current.state), current.version)
+            (Arc::clone(&current.state), current.version)
         };
-        let write = move || aziot_files::write(path, Mode::PRIVATE, bytes.as_slice());
+        let write = move || {
+            let bytes = to_bytes(&state);
+            drop(state); // before the disk, so that the next change need not copy it
+            aziot_files::write(path, Mode::PRIVATE, bytes.as_slice())
+        };
         tokio::task::spawn_blocking(write).await.map_err(|_| Error::Ending)?.map_err(Error::Write)?;
         *written = taken;
         Ok(())
@@ -154,23 +186,32 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
-    use crate::registry::{Authentication, KeyPair, SystemModules};
+    use crate::authentication::{Authentication, KeyPair};
+    use crate::registries::HubKey;
+    use crate::registry::{Registry, SystemModules};
+
+    fn registry(state: &mut State) -> &mut Registry {
+        state.registries.of_mut(&HubKey::FIRST)
+    }
 
     #[tokio::test]
     async fn what_was_changed_is_there_after_a_restart() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state.json");
         let store = Store::open(path.clone()).unwrap();
-        let keys = KeyPair::random();
-        let authentication = Authentication::sas(keys.clone());
+        let authentication = Authentication::sas(KeyPair::random());
+        let expected = authentication.clone();
         store
-            .change(|state| state.registry.put_device("d", authentication, SystemModules::Preset))
+            .change(|state| registry(state).put_device("d", authentication, SystemModules::Preset))
             .await
             .unwrap()
             .unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         let again = Store::open(path).unwrap();
-        assert_eq!(again.read(|state| state.registry.keys("d", None)).unwrap(), keys.to_vec());
+        again.read(|state| {
+            let kept = state.registries.of(&HubKey::FIRST).authentication("d", None).unwrap();
+            assert_eq!(kept, &expected);
+        });
     }
 
     #[test]
@@ -179,8 +220,8 @@ mod tests {
         let path = folder.path().join("state.json");
         aziot_files::write(&path, Mode::PRIVATE, "{\"version\":1,").unwrap();
         assert!(matches!(Store::open(path.clone()).unwrap_err(), Error::Damaged { line: 1, .. }));
-        aziot_files::write(&path, Mode::PRIVATE, "{\"version\":2}").unwrap();
-        assert!(matches!(Store::open(path).unwrap_err(), Error::Version { version: 2, .. }));
+        aziot_files::write(&path, Mode::PRIVATE, "{\"version\":3}").unwrap();
+        assert!(matches!(Store::open(path).unwrap_err(), Error::Version { version: 3, .. }));
     }
 
     #[tokio::test]
@@ -190,12 +231,56 @@ mod tests {
         let store = Store::open(missing.join("state.json")).unwrap();
         let put = |name: &'static str| {
             let authentication = Authentication::none();
-            move |state: &mut State| state.registry.put_device(name, authentication, SystemModules::Absent)
+            move |state: &mut State| registry(state).put_device(name, authentication, SystemModules::Absent)
         };
         assert!(matches!(store.change(put("a")).await, Err(Error::Write(_))));
         std::fs::create_dir(&missing).unwrap();
         store.change(put("b")).await.unwrap().unwrap();
         let again = Store::open(missing.join("state.json")).unwrap();
-        assert_eq!(again.read(|state| state.registry.devices().len()), 2);
+        assert_eq!(again.read(|state| state.registries.of(&HubKey::FIRST).devices().len()), 2);
+    }
+
+    #[tokio::test]
+    async fn only_changes_are_written_and_a_look_can_wait_for_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("missing/state.json");
+        let store = Store::open(path.clone()).unwrap();
+        let put = |name: &'static str| {
+            move |state: &mut State| registry(state).put_device(name, Authentication::none(), SystemModules::Absent)
+        };
+        let count = |state: &State| state.registries.of(&HubKey::FIRST).devices().len();
+        // Nothing was changed, so nobody misses the folder.
+        store.change(put("no name")).await.unwrap().unwrap_err();
+        assert_eq!(store.read_kept(count).await.unwrap(), 0);
+        assert!(matches!(store.change(put("a")).await, Err(Error::Write(_))));
+        assert!(matches!(store.read_kept(count).await, Err(Error::Write(_))));
+        std::fs::create_dir(folder.path().join("missing")).unwrap();
+        assert_eq!(store.read_kept(count).await.unwrap(), 1);
+        assert_eq!(Store::open(path.clone()).unwrap().read(count), 1);
+        aziot_files::remove(&path).unwrap();
+        store.change(put("no name")).await.unwrap().unwrap_err();
+        assert_eq!(store.read_kept(count).await.unwrap(), 1);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_state_of_version_1_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.json");
+        let device = r#"{"generationId":"1","etag":"e","authentication":{"type":"none"},"modules":{}}"#;
+        let outcome =
+            r#"{"status":"assigned","assignedHub":"localhost:1","deviceId":"d","substatus":"initialAssignment"}"#;
+        let operation = r#"{"id":"o","remainingPolls":0,"payload":null,"outcome":{"status":"assigning"}}"#;
+        let times = r#""created":"2026-01-01T00:00:00Z","lastUpdated":"2026-01-01T00:00:00Z""#;
+        let text = format!(
+            r#"{{"version":1,"registry":{{"devices":{{"d":{device}}},"lastGeneration":5}},
+                "registrations":{{"r":{{{times},"etag":"e","outcome":{outcome},"operations":[{operation}]}}}}}}"#
+        );
+        aziot_files::write(&path, Mode::PRIVATE, text).unwrap();
+        Store::open(path).unwrap().read(|state| {
+            assert!(state.registries.of(&HubKey::FIRST).device("d").is_ok());
+            let placed = state.registrations["r"].placed.as_ref().unwrap();
+            assert_eq!((&placed.hub, placed.device_id.as_str()), (&HubKey::FIRST, "d"));
+        });
     }
 }

@@ -10,25 +10,17 @@ use openssl::asn1::{Asn1Object, Asn1OctetString};
 use openssl::error::ErrorStack;
 use openssl::hash::MessageDigest;
 use openssl::pkey::{Id, PKeyRef, Public};
-use openssl::stack::Stack;
 use openssl::x509::extension::{
     AuthorityKeyIdentifier, BasicConstraints, ExtendedKeyUsage, KeyUsage, SubjectKeyIdentifier,
 };
 use openssl::x509::store::{X509Store, X509StoreBuilder};
-use openssl::x509::{X509, X509Builder, X509Extension, X509Name, X509PurposeId, X509StoreContext};
+use openssl::x509::{X509, X509Builder, X509Extension, X509Name, X509PurposeId};
 use x509_cert::ext::Extension;
 
 use super::request::{CLIENT_AUTHENTICATION, Request};
 use crate::certificates::{self, Error, Issued, begin, lasts, new_authority, read_pair, write_pair};
-
-/// A client's certificate is not from here, or not valid any more, or no client's.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Untrusted {
-    #[error("the client certificate cannot be read")]
-    Malformed(#[source] ErrorStack),
-    #[error("the client certificate {subject:?} is not accepted: {reason}")]
-    Chain { subject: String, reason: String },
-}
+use crate::client_certificate::{self, ClientCertificate};
+use crate::thumbprint::hex;
 
 /// Where a client's certificate comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,30 +108,10 @@ impl Authorities {
         Ok(pem)
     }
 
-    /// Verifies what a client showed in its handshake (DER, the leaf first): up to one of the roots, with only those issuers that it sent.
-    pub(crate) fn verify<'a>(&self, mut chain: impl Iterator<Item = &'a [u8]>) -> Result<(X509, Origin), Untrusted> {
-        let leaf = X509::from_der(chain.next().unwrap_or_default()).map_err(Untrusted::Malformed)?;
-        let verified = || {
-            let mut issuers = Stack::new()?;
-            for certificate in chain {
-                issuers.push(X509::from_der(certificate)?)?;
-            }
-            X509StoreContext::new()?.init(&self.trusted, &leaf, &issuers, |context| {
-                if !context.verify_cert()? {
-                    return Ok(Err(context.error().error_string()));
-                }
-                let root = context.chain().and_then(|chain| chain.iter().last());
-                let is_bootstrap = root.is_some_and(|root| *root == *self.bootstrap.certificate);
-                Ok(Ok(if is_bootstrap { Origin::Bootstrap } else { Origin::Issued }))
-            })
-        };
-        match verified().map_err(Untrusted::Malformed)? {
-            Ok(origin) => Ok((leaf, origin)),
-            Err(reason) => {
-                let subject = subject_text(leaf.subject_name());
-                Err(Untrusted::Chain { subject, reason: reason.to_owned() })
-            }
-        }
+    /// Verifies what a client showed in its handshake, up to one of the roots.
+    pub(crate) fn verify(&self, client: &ClientCertificate) -> Result<Origin, client_certificate::Error> {
+        let root = client.verify(&self.trusted)?;
+        Ok(if root == self.bootstrap.certificate { Origin::Bootstrap } else { Origin::Issued })
     }
 }
 
@@ -203,29 +175,9 @@ fn copy(extension: &Extension) -> Result<X509Extension, ErrorStack> {
     X509Extension::new_from_der(&oid, extension.critical, &value)
 }
 
-/// A name for people: `CN=pump, O=Contoso`.
-pub(crate) fn subject_text(name: &openssl::x509::X509NameRef) -> String {
-    let entries = name.entries().map(|entry| {
-        let value = entry.data().to_string().unwrap_or_default();
-        format!("{}={value}", entry.object().nid().short_name().unwrap_or("?"))
-    });
-    entries.collect::<Vec<_>>().join(", ")
-}
-
 /// SHA-256 over the subject public key info of a certificate, in lower-case hex.
 pub(crate) fn key_digest(certificate: &X509) -> Result<String, ErrorStack> {
     Ok(hex(&openssl::sha::sha256(&certificate.public_key()?.public_key_to_der()?)))
-}
-
-/// Bytes in lower-case hex.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    let mut text = String::with_capacity(2 * bytes.len());
-    for byte in bytes {
-        for nibble in [byte >> 4, byte & 0xf] {
-            text.push(char::from_digit(nibble.into(), 16).expect("a nibble is a digit in base 16"));
-        }
-    }
-    text
 }
 
 fn issue_error(source: ErrorStack) -> certificates::Error {
@@ -259,8 +211,8 @@ pub(crate) mod tests {
 
     fn verify(authorities: &Authorities, chain: &[&X509]) -> Result<Origin, String> {
         let chain: Vec<_> = chain.iter().map(|certificate| certificate.to_der().unwrap()).collect();
-        let verified = authorities.verify(chain.iter().map(Vec::as_slice));
-        verified.map(|(_, origin)| origin).map_err(|error| error.to_string())
+        let client = ClientCertificate::from_der(chain.iter().map(Vec::as_slice));
+        client.and_then(|client| authorities.verify(&client)).map_err(|error| error.to_string())
     }
 
     #[test]

@@ -9,8 +9,9 @@ use http::header::AUTHORIZATION;
 use openssl::x509::X509;
 use zeroize::Zeroizing;
 
-use super::authority::{Authorities, Origin, Untrusted};
+use super::authority::{Authorities, Origin};
 use super::settings::{Authentication, Settings};
+use crate::client_certificate::{self, ClientCertificate};
 use crate::clients::ClientChain;
 
 /// Why a caller is nobody.
@@ -24,7 +25,7 @@ pub(crate) enum Error {
     #[error("the request needs {0}")]
     Missing(&'static str),
     #[error(transparent)]
-    Certificate(#[from] Untrusted),
+    Certificate(#[from] client_certificate::Error),
 }
 
 /// Somebody whose credentials are right.
@@ -42,7 +43,12 @@ pub(crate) fn identify(
     authorities: &Authorities,
 ) -> Result<Caller, Error> {
     let user = user(headers, settings)?;
-    let certificate = chain.map(|chain| authorities.verify(chain.certificates())).transpose()?;
+    let certified = |chain: &ClientChain| {
+        let client = ClientCertificate::read(Some(chain))?;
+        let origin = authorities.verify(&client)?;
+        Ok::<_, client_certificate::Error>((client.leaf, origin))
+    };
+    let certificate = chain.map(certified).transpose()?;
     let missing = match settings.authentication {
         Authentication::Any if user.is_none() && certificate.is_none() => Some("a password or a client certificate"),
         Authentication::Basic | Authentication::Both if user.is_none() => Some("a password"),

@@ -7,11 +7,13 @@ use openssl::hash::MessageDigest;
 use openssl::x509::{X509, X509Ref};
 use serde::Serialize;
 
-use super::authority::{Origin, hex, key_digest, subject_text};
+use super::authority::{Origin, key_digest};
 use super::callers::Caller;
 use super::request::Request;
 use super::service::{Enrolment, Operation};
+use crate::client_certificate::subject_text;
 use crate::faults::Form;
+use crate::thumbprint::hex;
 
 const DAY_SECONDS: i64 = 24 * 60 * 60;
 

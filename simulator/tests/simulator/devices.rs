@@ -245,16 +245,73 @@ async fn a_disabled_or_forgotten_device_is_out() {
 }
 
 #[tokio::test]
-async fn a_hub_is_also_known_by_the_name_it_is_called() {
+async fn a_token_for_a_name_that_nobody_knows_is_refused_whatever_the_host() {
     let mut world = World::start(&format!("[[device]]\ndevice_id = 'manual'\nsymmetric_key = '{KEY}'\n")).await;
-    let list = format!("/devices/manual/modules?{HUB}");
-    let mut connection = world.connect().await.unwrap();
-    let token = sas::sign("gateway.test/devices/manual", &key(), soon(), None);
-    let headers = [("authorization", token.as_str())];
-    assert_eq!(connection.request("GET", &list, &headers, "").await.unwrap().status, 401);
-    drop(connection);
-    world.hub_name = "Gateway.test".to_owned(); // what the client says in `Host`
-    assert_eq!(world.request("GET", &list, &token, "").await.status, 200);
+    let own = world.hub_token("manual", &key());
+    let foreign = sas::sign("gateway.test/devices/manual", &key(), soon(), None);
+    assert_eq!(world.list("manual", &foreign).await, 401);
+    for host in ["Gateway.test", "gateway.test:1", &format!("127.0.0.1:{}", world.port)] {
+        world.hub_name = host.to_owned(); // what the client says in `Host`
+        assert_eq!((world.list("manual", &own).await, world.list("manual", &foreign).await), (200, 401), "{host}");
+        assert!(world.reason().await.contains("is for the resource"));
+        let called = world.hub_token("manual", &key());
+        assert_eq!(world.list("manual", &called).await, 401, "{host}");
+    }
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_module_without_authentication_is_one_that_says_nothing_of_it() {
+    let mut world = provisioned("").await;
+    let token = world.hub_token(DEVICE, &key());
+    for (module, said) in [("silent", ""), ("null", r#","authentication":null"#)] {
+        let path = format!("/devices/{DEVICE}/modules/{module}?{HUB}");
+        let body = format!(r#"{{"moduleId":"{module}","deviceId":"{DEVICE}"{said}}}"#);
+        let made = world.request("PUT", &path, &token, body).await;
+        assert_eq!((made.status, &made.json()["authentication"]["type"]), (200, &"sas".into()), "{module}");
+    }
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn system_modules_are_deleted_and_made_anew_like_any_other() {
+    let mut world = provisioned("").await;
+    let token = world.hub_token(DEVICE, &key());
+    let path = format!("/devices/{DEVICE}/modules/$edgeAgent?{HUB}");
+    let preset = world.request("GET", &path, &token, "").await.json();
+    assert_eq!(world.request("DELETE", &path, &token, "").await.status, 204);
+    assert_eq!(world.request("GET", &path, &token, "").await.status, 404);
+    let body = format!(r#"{{"moduleId":"$edgeAgent","deviceId":"{DEVICE}"}}"#);
+    let made = world.request("PUT", &path, &token, body).await.json();
+    assert_ne!(made["generationId"], preset["generationId"]);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn polls_that_change_nothing_write_nothing() {
+    let mut world = provisioned("").await;
+    let token = dps_token(DEVICE, &key());
+    let operation = world.register(DEVICE, &token).await.json()["operationId"].as_str().unwrap().to_owned();
+    let answer = world.finish(DEVICE, &operation, &token).await;
+    let state = world.folder.path().join("state.json");
+    aziot_files::remove(&state).unwrap();
+    assert_eq!(world.finish(DEVICE, &operation, &token).await, answer);
+    let poll = |operation: &str| format!("/{SCOPE}/registrations/{DEVICE}/operations/{operation}?{DPS}");
+    assert_eq!(world.request("GET", &poll("nonsense"), &token, "").await.status, 404);
+    let hub_token = world.hub_token(DEVICE, &key());
+    let missing = format!("/devices/{DEVICE}/modules/missing?{HUB}");
+    assert_eq!(world.request("DELETE", &missing, &hub_token, "").await.status, 404);
+    assert!(!state.exists());
+
+    let operation = world.register(DEVICE, &token).await.json()["operationId"].as_str().unwrap().to_owned();
+    assert!(state.exists());
+    let control = format!("/registrations/{DEVICE}");
+    assert_eq!(world.control("PUT", &control, r#"{"answer":"assigning"}"#).await.status, 204);
+    assert_eq!(world.request("GET", &poll(&operation), &token, "").await.status, 202);
+    aziot_files::remove(&state).unwrap();
+    // Without end, and there is nothing left to count.
+    assert_eq!(world.request("GET", &poll(&operation), &token, "").await.status, 202);
+    assert!(!state.exists());
     world.stop().await;
 }
 

@@ -57,6 +57,16 @@ async fn wrong_bodies() {
     set(&mut world, r#"{"kind":"status","networkError":true}"#).await;
     let offline = list(&mut world).await.unwrap();
     assert_eq!((offline.status, &offline.json()["networkError"]), (500, &true.into()));
+    set(&mut world, r#"{"kind":"status","status":200,"body":"{\"status\":\"sideways\"}"}"#).await;
+    let malformed = list(&mut world).await.unwrap();
+    assert_eq!((malformed.status, &malformed.json()["status"]), (200, &"sideways".into()));
+    set(&mut world, r#"{"kind":"served-as","status":203}"#).await;
+    let served = list(&mut world).await.unwrap();
+    assert_eq!((served.status, served.json().as_array().unwrap().len()), (203, 2));
+    set(&mut world, r#"{"kind":"huge"}"#).await;
+    let huge = list(&mut world).await.unwrap();
+    assert!(huge.body.len() > 10 << 20);
+    assert_eq!((huge.status, huge.json().as_array().unwrap().len()), (200, 2));
     world.stop().await;
 }
 
@@ -112,7 +122,14 @@ async fn wrong_certificates_are_refused_by_a_careful_client() {
 #[tokio::test]
 async fn slips_are_told_and_change_nothing() {
     let mut world = world().await;
-    for slip in ["", "{}", r#"{"kind":"explode"}"#, r#"{"kind":"status","status":99}"#, r#"{"certificate":"none"}"#] {
+    for slip in [
+        "",
+        "{}",
+        r#"{"kind":"explode"}"#,
+        r#"{"kind":"status","status":99}"#,
+        r#"{"certificate":"none"}"#,
+        r#"{"kind":"empty","body":"x"}"#,
+    ] {
         let reply = world.control("PUT", "/fault", slip).await;
         assert_eq!(reply.status, 400, "{slip}");
         assert!(reply.json()["message"].is_string());

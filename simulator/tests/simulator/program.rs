@@ -133,6 +133,32 @@ fn wrong_usage_is_2_and_help_says_it_all() {
 }
 
 #[test]
+fn flags_reach_the_hubs_and_their_limits() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("sim");
+    let mut command = program();
+    command.arg("--dir").arg(&dir).args(["--hub", "second.test", "--gateway-name", "parent.test=second.test"]);
+    command.args(["--max-modules", "3", "--clock-offset", "-86400", "--requests-per-second", "100"]);
+    let mut running = Running(command.args(["--requests-per-second-per-device", "50"]).spawn().unwrap());
+    wait_for(|| dir.join("address").exists().then_some(()));
+    let socket = dir.join("control.sock");
+    let settings = curl(&["--unix-socket", socket.to_str().unwrap(), "http://simulator/settings"]);
+    let settings: serde_json::Value = serde_json::from_slice(&settings.stdout).unwrap();
+    assert_eq!((&settings["maxModules"], &settings["clockOffsetSeconds"]), (&3.into(), &(-86400).into()));
+    assert_eq!((&settings["requestsPerSecond"], &settings["requestsPerSecondPerDevice"]), (&100.into(), &50.into()));
+    let mut stderr = running.0.stderr.take().unwrap();
+    assert_eq!(terminate(running), 0);
+    let mut log = String::new();
+    stderr.read_to_string(&mut log).unwrap();
+    assert!(log.contains("second.test:"), "{log}");
+
+    let output = program().arg("--dir").arg(&dir).args(["--gateway-name", "parent.test=nowhere"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let log = String::from_utf8(output.stderr).unwrap();
+    assert!(log.contains(r#""parent.test" belongs to the hub "nowhere""#), "{log}");
+}
+
+#[test]
 fn a_damaged_state_stops_the_start_and_is_left_alone() {
     let folder = tempfile::tempdir().unwrap();
     let state = folder.path().join("state.json");

@@ -22,6 +22,8 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 
+use crate::certificates::Certified;
+
 pub(crate) const KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
 pub(crate) const SCOPE: &str = "0ne00ABCDEF";
 pub(crate) const DPS: &str = "api-version=2021-06-01";
@@ -55,7 +57,9 @@ impl Reply {
 pub(crate) struct World {
     pub(crate) folder: TempDir,
     pub(crate) hub_name: String,
-    port: u16,
+    pub(crate) port: u16,
+    /// What the client shows in its handshakes.
+    pub(crate) certificate: Option<Certified>,
     shutdown: CancellationToken,
     tasks: JoinSet<()>,
 }
@@ -67,21 +71,27 @@ impl World {
     }
 
     pub(crate) async fn start_in(folder: TempDir, enrollments: &str) -> Self {
+        Self::start_with(folder, enrollments, |_| {}).await
+    }
+
+    /// The same with settings that `change` has changed.
+    pub(crate) async fn start_with(folder: TempDir, enrollments: &str, change: impl FnOnce(&mut Settings)) -> Self {
         let own = format!("[[enrollment]]\nregistration_id = 'Contoso-Device-01'\nsymmetric_key = '{KEY}'\n");
         let path = folder.path().join("enrollments.toml");
         aziot_files::write(&path, aziot_files::Mode::PRIVATE, own + enrollments).unwrap();
-        let settings = Settings {
+        let mut settings = Settings {
             folder: Some(folder.path().to_owned()),
             id_scope: Some(SCOPE.to_owned()),
             enrollments: Enrollments::read(&path).unwrap(),
             retry_after_seconds: 7,
             ..Settings::default()
         };
+        change(&mut settings);
         let simulator = Simulator::start(settings).await.unwrap();
         let (port, hub_name) = (simulator.address().port(), simulator.hub_name().to_owned());
         let (shutdown, mut tasks) = (CancellationToken::new(), JoinSet::new());
         tasks.spawn(simulator.run(shutdown.clone()));
-        Self { folder, hub_name, port, shutdown, tasks }
+        Self { folder, hub_name, port, certificate: None, shutdown, tasks }
     }
 
     /// Ends the simulator as SIGTERM does, and gives its folder back.
@@ -109,8 +119,11 @@ impl World {
         roots.add(self.authority())?;
         let config = ClientConfig::builder_with_provider(Arc::new(rustls_openssl::default_provider()))
             .with_protocol_versions(versions)?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+            .with_root_certificates(roots);
+        let config = match &self.certificate {
+            None => config.with_no_client_auth(),
+            Some(certificate) => config.with_client_auth_cert(certificate.chain(), certificate.key())?,
+        };
         let tcp = TcpStream::connect(("127.0.0.1", self.port)).await?;
         let name = ServerName::try_from("localhost")?;
         let stream = timeout(LIMIT, TlsConnector::from(Arc::new(config)).connect(name, tcp)).await??;
@@ -155,6 +168,16 @@ impl World {
         self.control("GET", "/journal", "").await.json().as_array().unwrap().last().unwrap().clone()
     }
 
+    /// Why the last request was refused.
+    pub(crate) async fn reason(&mut self) -> String {
+        self.last_request().await["reason"].as_str().unwrap_or_default().to_owned()
+    }
+
+    /// Status of the answer to a device that lists its modules.
+    pub(crate) async fn list(&mut self, device_id: &str, token: &str) -> u16 {
+        self.request("GET", &format!("/devices/{device_id}/modules?{HUB}"), token, "").await.status
+    }
+
     /// A token for the hub, valid for 30 s; `identity` is `d` or `d/modules/m`.
     pub(crate) fn hub_token(&self, identity: &str, key: &SymmetricKey) -> String {
         sas::sign(&format!("{}/devices/{identity}", self.hub_name), key, soon(), None)
@@ -162,14 +185,28 @@ impl World {
 
     /// Registers with `key` and polls until there is no more `assigning`; returns the last answer.
     pub(crate) async fn provision(&mut self, registration_id: &str, key: &SymmetricKey) -> Value {
-        let token = dps_token(registration_id, key);
-        let path = format!("/{SCOPE}/registrations/{registration_id}");
-        let body = format!(r#"{{"registrationId":"{registration_id}"}}"#);
-        let reply = self.request("PUT", &format!("{path}/register?{DPS}"), &token, body).await;
-        assert_eq!(reply.status, 202);
+        self.provision_by(registration_id, &dps_token(registration_id, key)).await
+    }
+
+    /// The same with a token, or without one for who shows a certificate.
+    pub(crate) async fn provision_by(&mut self, registration_id: &str, token: &str) -> Value {
+        let reply = self.register(registration_id, token).await;
+        assert_eq!(reply.status, 202, "{}", self.reason().await);
         let operation = reply.json()["operationId"].as_str().unwrap().to_owned();
+        self.finish(registration_id, &operation, token).await
+    }
+
+    /// Asks DPS for an assignment.
+    pub(crate) async fn register(&mut self, registration_id: &str, token: &str) -> Reply {
+        let path = format!("/{SCOPE}/registrations/{registration_id}/register?{DPS}");
+        self.request("PUT", &path, token, format!(r#"{{"registrationId":"{registration_id}"}}"#)).await
+    }
+
+    /// Polls until there is no more `assigning`.
+    pub(crate) async fn finish(&mut self, registration_id: &str, operation: &str, token: &str) -> Value {
+        let path = format!("/{SCOPE}/registrations/{registration_id}/operations/{operation}?{DPS}");
         loop {
-            let reply = self.request("GET", &format!("{path}/operations/{operation}?{DPS}"), &token, "").await;
+            let reply = self.request("GET", &path, token, "").await;
             if reply.status != 202 {
                 assert_eq!(reply.status, 200);
                 return reply.json();
