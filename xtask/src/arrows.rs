@@ -76,15 +76,20 @@ const ROOMS: &[(&str, &[&str], &[&str])] = &[
         &["std::fs", "tokio::fs", "aziot_files", "crate::store", "crate::state"],
     ),
     ("stores", &["/src/store", "/src/state"], &["crate::http", "StatusCode", "axum", "Peer", "crate::principals"]),
+    (
+        "the TPM",
+        &["tpmd/src/chip"],
+        &["crate::http", "crate::tpm", "crate::worker", "StatusCode", "axum", "Peer", "tokio::"],
+    ),
     ("the key library", &["keyd/keys/src/"], &["aziot_http", "aziot_keyd_api", "tokio::"]),
     (
         "domain",
-        &["keyd/src/", "certd/src/", "identityd/src/"],
+        &["keyd/src/", "certd/src/", "identityd/src/", "tpmd/src/tpm.rs", "tpmd/src/worker.rs", "tpmd/src/blob.rs"],
         &["std::fs", "tokio::fs", "StatusCode", "axum", "crate::http"],
     ),
     ("cloud clients", &["identityd/cloud/src/"], &["std::fs", "axum", "aziot_keyd_api", "crate::http::"]),
     ("X.509", &["pki/src/"], &["axum", "StatusCode"]),
-    ("what all share", &["common/"], &["aziot_keyd", "aziot_certd", "aziot_identityd", "aziot_pki"]),
+    ("what all share", &["common/"], &["aziot_keyd", "aziot_certd", "aziot_identityd", "aziot_tpmd", "aziot_pki"]),
 ];
 
 #[test]

@@ -1,7 +1,7 @@
-//! `cargo xtask bench`: what the key service costs its callers, beside what OpenSSL alone costs them.
+//! `cargo xtask bench`: what the services cost their callers, beside what OpenSSL alone costs them.
 //!
-//! Builds the daemon as it is shipped and the load generator (`benches/`), which does the measuring; this stays free of native
-//! dependencies.
+//! Builds the daemons as they are shipped, what a whole device needs beside them, and the load generator (`benches/`), which does the measuring;
+//! this stays free of native dependencies.
 
 use std::{
     path::{Path, PathBuf},
@@ -12,13 +12,17 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{packages, report};
 
+/// The daemons, the load generator, and what sets up and simulates what is around a device.
+const PROGRAMS: [&str; 4] = ["aziotd", "aziot-load", "aziotctl", "aziot-simulator"];
+
 /// Measures for so many seconds a line, and writes the figures to `json` too.
 pub(crate) fn run(seconds: u64, json: Option<&Path>, only: Option<&str>) -> Result<()> {
     packages::ensure_for_build()?;
     report::line("building (release profile; the first time takes some minutes)")?;
     let cargo = || Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     let built = cargo()
-        .args(["build", "--release", "--locked", "--bin", "aziotd", "--bin", "aziot-load"])
+        .args(["build", "--release", "--locked"])
+        .args(PROGRAMS.iter().flat_map(|program| ["--bin", program]))
         .current_dir(crate::root())
         .status();
     if !built.context("could not run cargo")?.success() {

@@ -24,8 +24,13 @@ const BUILD: &[Need] = &[
     Need { probe: &["curl", "--version"], package: "curl" },
 ];
 
-/// For the tests besides.
+/// For the tests besides, and for the TPM service, which no other program needs.
 const TEST: &[Need] = &[
+    Need { probe: &["pkg-config", "--exists", "tss2-esys", "tss2-tctildr", "tss2-mu"], package: "libtss2-dev" },
+    // A TPM in software, and tools to look into it. They and the service load the way to it by name.
+    Need { probe: &["swtpm", "--version"], package: "swtpm" },
+    Need { probe: &["tpm2_getcap", "--version"], package: "tpm2-tools" },
+    Need { probe: &["sh", "-c", "/sbin/ldconfig -p | grep -q libtss2-tcti-swtpm"], package: "libtss2-tcti-swtpm0" },
     // Full disks are small file systems in a name space of their own.
     Need { probe: &["unshare", "--version"], package: "util-linux" },
     Need { probe: &["mount", "--version"], package: "mount" },
