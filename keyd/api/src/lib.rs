@@ -18,7 +18,10 @@ pub fn client(endpoint: &Endpoint, retry: Retry) -> Result<Client, NotCallable> 
     Client::new(endpoint, ApiVersion::V2021_05_01, retry)
 }
 
-/// Whether the service says that there is no such key, as opposed to not saying anything, or failing. It answers 400 then.
+/// Whether the service says no to this key or handle, as opposed to not saying anything, or failing.
+///
+/// It answers 400 then, and does not tell an unknown key from another parameter that it finds wrong: this means "there is no such key" only of a
+/// call whose other parameters are known to be good, as loading a key by an id that the service takes.
 #[must_use]
 pub fn is_absent(error: &ClientError) -> bool {
     error.status() == Some(StatusCode::BAD_REQUEST)

@@ -20,11 +20,11 @@ pub(super) const STEP_LIMIT: Duration = Duration::from_secs(600);
 const EARLIEST: i64 = 300;
 
 /// How often a certificate that others replace is looked at before one lets it be for a while.
-const LOOKS: u32 = 3;
+pub(super) const LOOKS: u32 = 3;
 
 /// Why the engine itself lets an attempt fail.
 #[derive(Debug, thiserror::Error)]
-enum Refused {
+pub(super) enum Refused {
     #[error("{step} took more than {} s", STEP_LIMIT.as_secs())]
     TooLong { step: &'static str },
     #[error("the new certificate ended on {not_after}, or before it begins")]

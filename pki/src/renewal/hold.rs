@@ -6,7 +6,7 @@ use tokio::sync::OwnedRwLockReadGuard;
 
 use super::{
     Engine, Failure,
-    attempt::{Occasion, limited},
+    attempt::{LOOKS, Occasion, Refused, limited},
     engine::Shared,
     entry::{Check, Entry, Known},
 };
@@ -90,12 +90,18 @@ impl Engine {
             Look::Due(held) if entry.locks.attempt.try_lock().is_err() => return Ok(held),
             Look::Due(_) | Look::Useless => {}
         }
-        self.shared.tend_for_use(&entry).await;
-        match self.shared.look(&entry).await? {
-            Look::Good(held) | Look::Due(held) => Ok(held),
-            Look::Useless => {
-                let source = entry.state().last_failure.clone();
-                Err(NotAvailable::Unusable { certificate_id: certificate_id.to_owned(), source })
+        let mut looks = 0;
+        loop {
+            self.shared.tend_for_use(&entry).await;
+            if let Look::Good(held) | Look::Due(held) = self.shared.look(&entry).await? {
+                return Ok(held);
+            }
+            looks += 1;
+            // Without a failure it has been replaced from outside since.
+            let failure = entry.state().last_failure.clone();
+            if failure.is_some() || looks == LOOKS {
+                let source = failure.or_else(|| Some(Arc::new(Failure::retryable(Refused::Restless))));
+                return Err(NotAvailable::Unusable { certificate_id: certificate_id.to_owned(), source });
             }
         }
     }
