@@ -10,7 +10,7 @@ use aziot_identityd_cloud::{Exchange, Hub, Transport};
 use aziot_keyd_api::key::KeyHandle;
 
 use crate::{
-    keys::{DeviceKey, Keys},
+    credentials::{Access, Credential},
     settings::Settings,
     state::{DeviceInfo, ModuleRecord},
 };
@@ -19,8 +19,8 @@ use crate::{
 pub(crate) struct Device {
     /// Name and hub.
     pub(crate) info: DeviceInfo,
-    /// Id of its key in the key service.
-    pub(crate) key_id: String,
+    /// What it proves itself with.
+    pub(crate) credential: Credential,
     /// Its module registry.
     pub(crate) hub: Hub,
     /// The settings that it comes from, which may no longer be today's.
@@ -34,31 +34,24 @@ pub(crate) fn transport(exchange: &Arc<dyn Exchange>, config: &Config) -> Transp
 }
 
 impl Device {
-    /// A device that proves itself with this symmetric key.
-    pub(crate) fn with_key(
-        info: DeviceInfo,
-        key_id: &str,
-        keys: &Keys,
-        exchange: &Arc<dyn Exchange>,
-        settings: &Arc<Settings>,
-    ) -> Self {
-        let signer = Arc::new(DeviceKey { keys: keys.clone(), key_id: key_id.to_owned() });
+    /// A device that proves itself with this credential, which `access` uses.
+    pub(crate) fn new(info: DeviceInfo, credential: Credential, access: Access, settings: &Arc<Settings>) -> Self {
         let DeviceInfo { hub_name, local_gateway_hostname, device_id } = &info;
-        let transport = transport(exchange, &settings.config);
-        let hub = Hub::new(transport, hub_name, local_gateway_hostname, device_id, signer);
-        Self { info, key_id: key_id.to_owned(), hub, settings: Arc::clone(settings) }
+        let transport = transport(&access.exchange, &settings.config);
+        let hub = Hub::new(transport, hub_name, local_gateway_hostname, device_id, access.signer);
+        Self { info, credential, hub, settings: Arc::clone(settings) }
     }
 
     /// The device's own identity.
     #[must_use]
-    pub(crate) fn identity(&self, key_handle: KeyHandle) -> AziotIdentity {
+    pub(crate) fn identity(&self, authentication: Authentication) -> AziotIdentity {
         AziotIdentity {
             hub_name: self.info.hub_name.clone(),
             gateway_host: self.info.local_gateway_hostname.clone(),
             device_id: self.info.device_id.clone(),
             module_id: None,
             gen_id: None,
-            auth: Some(Authentication::Sas { key_handle }),
+            auth: Some(authentication),
             managed_by: None,
         }
     }

@@ -2,12 +2,15 @@
 //!
 //! Errors are cheap to clone: one failed attempt answers everybody who waited for it.
 
-use std::{error::Error as StdError, sync::Arc};
+use std::{error::Error as StdError, sync::Arc, time::Duration};
 
 use aziot_http::ClientError;
 use aziot_identityd_cloud as cloud;
 
-use crate::state;
+use crate::{
+    credentials::{CertificateError, TpmFailure},
+    local, state,
+};
 
 /// Why an operation failed.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -44,6 +47,12 @@ pub(crate) enum Error {
     /// The device's key could not be used.
     #[error("Key client error")]
     DeviceKey(#[source] Arc<dyn StdError + Send + Sync>),
+    /// The TPM did not do its part; a matter of this device.
+    #[error("TPM client error")]
+    Tpm(#[source] Arc<dyn StdError + Send + Sync>),
+    /// The device's certificate could not be obtained or used.
+    #[error("could not use the device's certificate")]
+    Certificate(#[source] Arc<dyn StdError + Send + Sync>),
     /// The keys of a module could not be made.
     #[error("could not derive the keys of the module {module_id}")]
     ModuleKey {
@@ -55,15 +64,15 @@ pub(crate) enum Error {
     /// The state on disk could not be read or written.
     #[error("could not keep the state")]
     State(#[source] Arc<state::Error>),
+    /// A local identity could not be issued.
+    #[error("could not issue the local identity")]
+    LocalIdentity(#[source] Arc<local::Error>),
     /// Local identities are asked for, but not set up.
     #[error("there is no [localid] in the configuration")]
     NoLocalDomain,
     /// Provisioning goes on, but this caller, or this attempt, had its time.
     #[error("provisioning has not ended in time")]
     StillProvisioning,
-    /// Something that this version cannot do yet.
-    #[error("{0} not available in this version")]
-    NotAvailable(&'static str),
     /// The service is stopping.
     #[error("the service is stopping")]
     Stopping,
@@ -84,6 +93,15 @@ pub(crate) enum Invalid {
     /// A name that the hub does not take.
     #[error("module name must have 1 to 128 ASCII letters, digits or - : . + % _ # * ? ! ( ) , = @ ; $ '")]
     ModuleName,
+    /// A name that no certificate can have.
+    #[error(transparent)]
+    CertificateName(local::NoName),
+    /// Options that no local identity has.
+    #[error("local identities have the type \"x509\" and the attributes \"client\" or \"server\"")]
+    LocalIdOptions,
+    /// An id under which something else is kept.
+    #[error("{0} is the id of the device's own certificate")]
+    DeviceCertificate(String),
     /// A local identity that is not configured.
     #[error("local identity for {0} doesn't exist")]
     NoLocalIdentity(String),
@@ -117,11 +135,24 @@ impl Error {
         Self::InvalidParameter { name, source }
     }
 
-    /// A failure of the hub client. That the device's key did not sign is told apart.
+    /// A failure of the hub client. What failed on this device is told apart.
     pub(crate) fn hub(error: cloud::Error) -> Self {
+        Self::local(error).unwrap_or_else(|error| Self::Hub(Arc::new(error)))
+    }
+
+    /// A failure of what proves the device, as opposed to one of the cloud.
+    fn local(error: cloud::Error) -> Result<Self, cloud::Error> {
         match error {
-            cloud::Error::Signing(_) => Self::DeviceKey(Arc::new(error)),
-            _ => Self::Hub(Arc::new(error)),
+            cloud::Error::Signing(cause) => match cause.downcast::<TpmFailure>() {
+                Ok(failure) => Ok(Self::Tpm(Arc::new(*failure))),
+                Err(cause) => Ok(Self::DeviceKey(Arc::new(cloud::Error::Signing(cause)))),
+            },
+            cloud::Error::Tpm { source, .. } if source.is::<TpmFailure>() => Ok(Self::Tpm(source.into())),
+            cloud::Error::Certificate(cause) => match cause.downcast::<CertificateError>() {
+                Ok(error) => Ok((*error).into()),
+                Err(cause) => Ok(Self::Certificate(cause.into())),
+            },
+            error => Err(error),
         }
     }
 
@@ -131,12 +162,9 @@ impl Error {
         if error.is_device_rejected() { Self::DeviceRejected(Arc::new(error)) } else { Self::hub(error) }
     }
 
-    /// A failure of the DPS client. That the device's key did not sign is told apart.
+    /// A failure of the DPS client. What failed on this device is told apart.
     pub(crate) fn dps(error: cloud::Error) -> Self {
-        match error {
-            cloud::Error::Signing(_) => Self::DeviceKey(Arc::new(error)),
-            _ => Self::Dps(Arc::new(error)),
-        }
+        Self::local(error).unwrap_or_else(|error| Self::Dps(Arc::new(error)))
     }
 
     pub(crate) fn state(error: state::Error) -> Self {
@@ -149,6 +177,11 @@ impl Error {
             Self::ModuleUnavailable(unavailable) => Some(&unavailable.source),
             _ => None,
         }
+    }
+
+    /// The time for which the cloud wants to be left alone.
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
+        self.cloud().and_then(cloud::Error::retry_after)
     }
 
     /// Whether the cloud is out of reach for now.
@@ -169,5 +202,11 @@ impl Error {
     /// Whether somebody else answered in the cloud's name.
     pub(crate) fn is_untrusted(&self) -> bool {
         self.cloud().is_some_and(cloud::Error::is_untrusted)
+    }
+}
+
+impl From<CertificateError> for Error {
+    fn from(error: CertificateError) -> Self {
+        if error.is_of_key() { Self::DeviceKey(Arc::new(error)) } else { Self::Certificate(Arc::new(error)) }
     }
 }

@@ -54,7 +54,7 @@ async fn list_modules(identities: Domain, peer: Peer, call: ListModules) -> Resu
 }
 
 async fn create_module(identities: Domain, peer: Peer, call: CreateModule) -> Result<Identity, Error> {
-    identities.create_module(peer.uid, &call.r#type, &call.module_id, call.managed_by.as_deref()).await
+    identities.create_module(peer.uid, &call).await
 }
 
 async fn get_module(identities: Domain, peer: Peer, call: GetModule) -> Result<Identity, Error> {
@@ -84,10 +84,14 @@ impl Status for Error {
             | Self::DeviceRejected(_)
             | Self::ModuleUnavailable(_)
             | Self::DeviceKey(_)
+            | Self::Tpm(_)
             | Self::StillProvisioning => StatusCode::NOT_FOUND,
-            Self::ModuleKey { .. } | Self::State(_) | Self::NoLocalDomain | Self::NotAvailable(_) | Self::Stopping => {
-                StatusCode::INTERNAL_SERVER_ERROR
-            }
+            Self::ModuleKey { .. }
+            | Self::Certificate(_)
+            | Self::State(_)
+            | Self::LocalIdentity(_)
+            | Self::NoLocalDomain
+            | Self::Stopping => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 

@@ -3,32 +3,36 @@
 //! A caller is authorized before anything else is looked at. Then it waits, if need be, until the first attempt at provisioning has ended; what
 //! the state knew before can be read without that.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use aziot_identityd_api::{
-    config::module_name_is_valid,
+    config::{CertificateUse, LocalIdOptions, module_name_is_valid},
     identity::Identity,
-    provisioning::{DpsAuthentication, ManualAuthentication, ProvisioningInfo},
+    module::CreateModule,
+    provisioning::ProvisioningInfo,
     trust_bundle::TrustBundle,
 };
+use aziot_pki::key::next_id;
+use serde::Deserialize as _;
+use serde_json::Value;
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::timeout,
 };
 
 use crate::{
+    credentials::Credentials,
     device::Device,
     error::{Error, Invalid},
+    info,
     keys::Keys,
-    modules::{Modules, Prefer},
+    local::{LocalIdentities, Wanted},
+    modules::{Calls, Modules, Prefer},
     principals::Operation,
-    provisioning::{Situation, payload},
+    provisioning::Situation,
     schedule::Wish,
-    settings::{DpsSource, Settings, Shared, Source},
+    settings::{LONGEST_WAIT, Proof, Settings, Shared, Source},
 };
-
-/// A little less than the 600 s that the public client waits for an answer. An attempt ends sooner.
-pub(crate) const LONGEST_WAIT: Duration = Duration::from_secs(570);
 
 /// The identities of this device.
 pub(crate) struct Identities {
@@ -36,19 +40,16 @@ pub(crate) struct Identities {
     pub(crate) settings: Shared,
     /// The key service.
     pub(crate) keys: Keys,
+    /// What the device proves itself with.
+    pub(crate) credentials: Arc<Credentials>,
     /// The modules.
     pub(crate) modules: Arc<Modules>,
+    /// The identities of the local network.
+    pub(crate) local: LocalIdentities,
     /// What is known about the device.
     pub(crate) situation: watch::Receiver<Situation>,
     /// The way to the task that provisions.
     pub(crate) wishes: mpsc::Sender<Wish>,
-}
-
-/// Whether a local identity must be configured or must not be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum LocalName {
-    Configured,
-    Free,
 }
 
 impl Identities {
@@ -90,24 +91,28 @@ impl Identities {
         Ok(self.read(list).await?.into_iter().map(Identity::Aziot).collect())
     }
 
-    /// Makes a module, or takes over the one that is there.
-    pub(crate) async fn create_module(
-        &self,
-        uid: u32,
-        kind: &str,
-        module_id: &str,
-        managed_by: Option<&str>,
-    ) -> Result<Identity, Error> {
+    /// Makes a module, or takes over the one that is there; or gives a local identity to a name that is no principal's.
+    pub(crate) async fn create_module(&self, uid: u32, call: &CreateModule) -> Result<Identity, Error> {
+        let CreateModule { r#type, module_id, local_id_opts, managed_by } = call;
         let settings = self.settings.load_full();
         authorize(&settings, uid, Operation::CreateModule)?;
-        match kind {
+        match r#type.as_str() {
             "aziot" => {
                 check_name(module_id)?;
                 let device = self.settled_device().await?;
-                self.modules.create(&device, module_id, managed_by).await.map(Identity::Aziot)
+                self.modules
+                    .create(&device, module_id, managed_by.as_deref(), &Calls::default())
+                    .await
+                    .map(Identity::Aziot)
             }
-            "local" => local_identity(&settings, module_id, LocalName::Free),
-            _ => Err(Error::invalid("type", Invalid::Type(kind.to_owned()))),
+            "local" => {
+                let purpose = purpose(local_id_opts.as_ref())?;
+                if settings.principals.local(module_id).is_some() {
+                    return Err(Error::invalid("moduleId", Invalid::LocalIdentityExists(module_id.clone())));
+                }
+                self.local_identity(&settings, module_id, purpose, uid).await
+            }
+            _ => Err(Error::invalid("type", Invalid::Type(r#type.clone()))),
         }
     }
 
@@ -116,7 +121,10 @@ impl Identities {
         let settings = self.settings.load_full();
         authorize(&settings, uid, Operation::GetModule(module_id))?;
         if kind == Some("local") {
-            return local_identity(&settings, module_id, LocalName::Configured);
+            let Some(purpose) = settings.principals.local(module_id) else {
+                return Err(Error::invalid("moduleId", Invalid::NoLocalIdentity(module_id.to_owned())));
+            };
+            return self.local_identity(&settings, module_id, purpose, uid).await;
         }
         hub_type(kind)?;
         self.hub_module(&settings, module_id).await
@@ -128,7 +136,7 @@ impl Identities {
         hub_type(kind)?;
         check_name(module_id)?;
         let device = self.settled_device().await?;
-        self.modules.update(&device, module_id).await.map(Identity::Aziot)
+        self.modules.update(&device, module_id, &Calls::default()).await.map(Identity::Aziot)
     }
 
     /// Deletes a module.
@@ -137,7 +145,7 @@ impl Identities {
         hub_type(kind)?;
         check_name(module_id)?;
         let device = self.settled_device().await?;
-        self.modules.delete(&device, module_id).await
+        self.modules.delete(&device, module_id, &Calls::default()).await
     }
 
     /// Certificates to trust: none are configured anywhere yet.
@@ -150,26 +158,14 @@ impl Identities {
     pub(crate) async fn provisioning_info(&self) -> Result<ProvisioningInfo, Error> {
         let in_force = self.situation.borrow().device.as_ref().map(|device| Arc::clone(&device.settings));
         let settings = in_force.unwrap_or_else(|| self.settings.load_full());
-        Ok(match &settings.source {
-            Source::Off => ProvisioningInfo::None,
-            Source::Manual { .. } => ProvisioningInfo::Manual { auth: ManualAuthentication::Sas },
-            Source::Dps(dps) => {
-                let DpsSource { endpoint, scope_id, registration_id, key_id: _, payload: file } = dps;
-                ProvisioningInfo::Dps {
-                    auth: DpsAuthentication::SymmetricKey,
-                    endpoint: endpoint.as_str().to_owned(),
-                    scope_id: scope_id.clone(),
-                    registration_id: registration_id.clone(),
-                    payload: payload(file.as_ref()).await?,
-                }
-            }
-        })
+        info::provisioning_info(&settings, &self.credentials).await
     }
 
     async fn device_identity(&self) -> Result<Identity, Error> {
-        let device = self.wait(|situation| situation.device.is_some() || situation.first_attempt_ended).await?;
-        let key = self.keys.load(&device.key_id).await.map_err(|error| Error::DeviceKey(Arc::new(error)))?;
-        Ok(Identity::Aziot(device.identity(key)))
+        let known = self.wait(|situation| situation.device.is_some() || situation.first_attempt_ended).await?;
+        let device = provisioned(known)?;
+        let authentication = device.credential.authentication(&self.keys).await?;
+        Ok(Identity::Aziot(device.identity(authentication)))
     }
 
     async fn hub_module(&self, settings: &Settings, module_id: &str) -> Result<Identity, Error> {
@@ -179,14 +175,42 @@ impl Identities {
         self.read(get).await.map(Identity::Aziot)
     }
 
+    /// A local identity for this name, whose private key is for this user alone.
+    async fn local_identity(
+        &self,
+        settings: &Settings,
+        module_id: &str,
+        purpose: CertificateUse,
+        caller: u32,
+    ) -> Result<Identity, Error> {
+        let localid = settings.config.localid.as_ref().ok_or(Error::NoLocalDomain)?;
+        let invalid = |source| Error::invalid("moduleId", source);
+        if module_id.trim().is_empty() {
+            return Err(invalid(Invalid::EmptyModuleName));
+        }
+        if self.is_device_certificate(settings, module_id) {
+            return Err(invalid(Invalid::DeviceCertificate(module_id.to_owned())));
+        }
+        let wanted = Wanted::new(module_id, &settings.config.hostname, &localid.domain, purpose, caller);
+        let wanted = wanted.map_err(|error| invalid(Invalid::CertificateName(error)))?;
+        Ok(Identity::Local(self.local.identity(wanted).await?))
+    }
+
+    /// Whether the device's own certificate is kept under this id, or its successor; a local identity would take its place.
+    fn is_device_certificate(&self, settings: &Settings, id: &str) -> bool {
+        let in_force = self.situation.borrow().device.as_ref().map(|device| Arc::clone(&device.settings));
+        let sources = [Some(&settings.source), in_force.as_ref().map(|settings| &settings.source)];
+        sources.into_iter().flatten().filter_map(certificate_id).any(|own| id == own || id == next_id(own))
+    }
+
     /// Reads what may be known already. A no that comes before the first attempt has ended may be outdated by it, so then it is asked again.
     async fn read<T, F>(&self, ask: impl Fn(Arc<Device>) -> F) -> Result<T, Error>
     where
         F: Future<Output = Result<T, Error>>,
     {
-        let device = self.wait(|situation| situation.is_known || situation.first_attempt_ended).await?;
-        let early = !self.situation.borrow().first_attempt_ended;
-        match ask(device).await {
+        let known = self.wait(|situation| situation.is_known || situation.first_attempt_ended).await?;
+        let early = !known.first_attempt_ended;
+        match ask(provisioned(known)?).await {
             Err(error) if early && error.is_refusal() => ask(self.settled_device().await?).await,
             answered => answered,
         }
@@ -194,22 +218,43 @@ impl Identities {
 
     /// The device, once its modules have been looked after for the first time.
     async fn settled_device(&self) -> Result<Arc<Device>, Error> {
-        self.wait(|situation| situation.first_attempt_ended).await
+        provisioned(self.wait(|situation| situation.first_attempt_ended).await?)
     }
 
-    /// The device, once this is so, or as it is when the caller has waited long enough.
-    async fn wait(&self, enough: impl FnMut(&Situation) -> bool) -> Result<Arc<Device>, Error> {
+    /// What is so at one moment, once this is so, or as it is when the caller has waited long enough.
+    async fn wait(&self, enough: impl Fn(&Situation) -> bool) -> Result<Situation, Error> {
         let mut situation = self.situation.clone();
-        if let Ok(ended) = timeout(LONGEST_WAIT, situation.wait_for(enough)).await {
-            drop(ended.map_err(|_| Error::Stopping)?);
+        match timeout(LONGEST_WAIT, situation.wait_for(enough)).await {
+            Ok(Ok(reached)) => return Ok(reached.clone()),
+            Ok(Err(_)) => return Err(Error::Stopping),
+            Err(_) => {}
         }
-        let device = situation.borrow().device.clone();
-        device.ok_or(Error::DeviceNotFound)
+        let situation = situation.borrow().clone();
+        Ok(situation)
     }
+}
+
+fn provisioned(situation: Situation) -> Result<Arc<Device>, Error> {
+    situation.device.ok_or(Error::DeviceNotFound)
 }
 
 fn authorize(settings: &Settings, uid: u32, operation: Operation<'_>) -> Result<(), Error> {
     if settings.principals.allows(uid, operation) { Ok(()) } else { Err(Error::Unauthorized) }
+}
+
+/// The id of the certificate that a device proves itself with.
+fn certificate_id(source: &Source) -> Option<&str> {
+    match source.proof() {
+        Some(Proof::X509(certificate)) => Some(&certificate.certificate_id),
+        _ => None,
+    }
+}
+
+/// What the options of a local identity say; a certificate for clients without any.
+fn purpose(options: Option<&Value>) -> Result<CertificateUse, Error> {
+    let Some(options) = options else { return Ok(CertificateUse::default()) };
+    let options = LocalIdOptions::deserialize(options);
+    options.map(|options| options.attributes).map_err(|_| Error::invalid("localIdOpts", Invalid::LocalIdOptions))
 }
 
 fn prefer(settings: &Settings) -> Prefer {
@@ -232,24 +277,15 @@ fn check_name(module_id: &str) -> Result<(), Error> {
     if module_name_is_valid(module_id) { Ok(()) } else { Err(Error::invalid("module_id", Invalid::ModuleName)) }
 }
 
-/// The place where local identities will be issued. Until then, every answer but that one is as specified.
-fn local_identity(settings: &Settings, module_id: &str, expected: LocalName) -> Result<Identity, Error> {
-    let invalid = |source| Err(Error::invalid("moduleId", source));
-    match (expected, settings.principals.has_local(module_id)) {
-        (LocalName::Configured, false) => invalid(Invalid::NoLocalIdentity(module_id.to_owned())),
-        (LocalName::Free, true) => invalid(Invalid::LocalIdentityExists(module_id.to_owned())),
-        _ if settings.config.localid.is_none() => Err(Error::NoLocalDomain),
-        _ => Err(Error::NotAvailable("local identities are")),
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use aziot_http::Retry;
-    use aziot_identityd_cloud::Exchange;
+    use aziot_identityd_cloud::{Roots, TlsExchanges};
 
     use super::*;
-    use crate::state::{DeviceInfo, State};
+    use crate::{
+        settings::Proof,
+        state::{DeviceInfo, State},
+    };
 
     /// Everything that the service's parts are given, and a first attempt that never ends.
     struct Stuck {
@@ -264,21 +300,35 @@ mod tests {
             let folder = tempfile::tempdir().unwrap();
             let text = "hostname = 'e'\nhomedir = '/h'\nprovisioning.source = 'none'\n";
             let settings = Settings::new(aziot_config::load_str("config.toml", text).unwrap().value).unwrap().share();
-            let endpoint = settings.load().config.endpoints.aziot_keyd.clone();
-            let keys = Keys::new(aziot_keyd_api::client(&endpoint, Retry::local(0)).unwrap());
-            let modules = Arc::new(Modules::new(keys.clone(), Arc::new(State::open(folder.path()).unwrap())));
+            let exchanges = Arc::new(TlsExchanges::new(Roots::System, None));
+            let services = crate::services(&settings.load().config.endpoints, 0, exchanges).unwrap();
+            let keys = Keys::new(services.keyd.clone());
+            let local = LocalIdentities::new(services.certd.clone());
+            let state = Arc::new(State::open(folder.path()).unwrap());
+            let modules = Arc::new(Modules::new(keys.clone(), Arc::clone(&state)));
             let (publish, situation) = watch::channel(Situation::default());
             let (wishes, received) = mpsc::channel(1);
-            let identities = Identities { settings, keys, modules, situation, wishes };
+            let credentials = Credentials::new(
+                Arc::clone(&settings),
+                keys.clone(),
+                services,
+                state,
+                situation.clone(),
+                wishes.downgrade(),
+            );
+            let credentials = Arc::new(credentials);
+            let identities = Identities { settings, keys, credentials, modules, local, situation, wishes };
             Self { identities, publish, _folder: folder, _wishes: received }
         }
 
         fn publish_device(&self) {
             let info =
                 DeviceInfo { hub_name: "hub".into(), local_gateway_hostname: "hub".into(), device_id: "device".into() };
-            let exchange: Arc<dyn Exchange> = Arc::new(|_| std::future::pending());
-            let Identities { settings, keys, .. } = &self.identities;
-            let device = Device::with_key(info, "key", keys, &exchange, &settings.load_full());
+            let Identities { settings, credentials, .. } = &self.identities;
+            let proof = Proof::SymmetricKey { key_id: "key".into() };
+            let settings = settings.load_full();
+            let access = credentials.access(&proof, &settings);
+            let device = Device::new(info, (&proof).into(), access, &settings);
             self.publish.send_modify(|situation| situation.device = Some(Arc::new(device)));
         }
     }

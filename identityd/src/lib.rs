@@ -1,18 +1,24 @@
 //! The identity service: who this device is, who its modules are, and what proves it.
 //!
 //! `http` routes to `identities`, which authorizes and answers from `provisioning` and `modules`; `schedule` decides when the cloud is asked; `state`
-//! keeps what must outlive a restart. Keys stay in the key service. X.509, TPM and local identities are read from the settings and
-//! refused with a clear error; their places are `settings`, `provisioning` and `identities`.
+//! keeps what must outlive a restart. What the device proves itself with is in `credentials`; its keys stay in the key service or in the TPM.
 
+mod attempts;
+mod blocking;
+mod credentials;
 mod device;
 mod error;
+mod flight;
 mod http;
 mod identities;
+mod info;
 mod keys;
+mod local;
 mod modules;
 mod principals;
 mod provisioning;
 mod reconciliation;
+mod registration;
 mod reload;
 mod schedule;
 mod settings;
@@ -22,8 +28,8 @@ use std::{path::Path, sync::Arc};
 
 use aziot_config::{Live, Sources};
 use aziot_http::{Activation, DaemonError, Limits, Listener, Retry, Server, Shutdown, daemon};
-use aziot_identityd_api::config::Config;
-use aziot_identityd_cloud::{Exchange, Roots, TlsExchange};
+use aziot_identityd_api::config::{Config, Endpoints};
+use aziot_identityd_cloud::{Exchanges, Roots, TlsExchanges};
 use aziot_pki::tls::Proxy;
 use tokio::{
     sync::{mpsc, watch},
@@ -31,8 +37,10 @@ use tokio::{
 };
 
 use crate::{
+    credentials::{Credentials, Services},
     identities::Identities,
     keys::Keys,
+    local::LocalIdentities,
     modules::Modules,
     provisioning::{Provisioner, Situation},
     schedule::{Schedule, WISHES},
@@ -40,8 +48,10 @@ use crate::{
     state::State,
 };
 
-/// Repetitions of a call to the key service, as the public service makes them.
-const KEY_SERVICE_RETRIES: u32 = 1;
+/// Repetitions of a call to the key and the certificate service, as the public service makes them.
+const SERVICE_RETRIES: u32 = 1;
+/// The TPM service's work is not repeated unseen.
+const TPM_SERVICE_RETRIES: u32 = 0;
 
 /// Runs the service until `shutdown`.
 pub async fn run(sources: Sources, activation: Activation, shutdown: Shutdown) -> Result<(), DaemonError> {
@@ -54,13 +64,12 @@ pub async fn run(sources: Sources, activation: Activation, shutdown: Shutdown) -
     if let Some(proxy) = &proxy {
         tracing::info!("Detected HTTPS proxy server {proxy}");
     }
-    let keys = aziot_keyd_api::client(&endpoints.aziot_keyd, Retry::local(KEY_SERVICE_RETRIES));
-    let keys = Keys::new(keys.map_err(DaemonError::settings)?);
+    let exchanges = Arc::new(TlsExchanges::new(Roots::System, proxy));
+    let services = services(&endpoints, SERVICE_RETRIES, exchanges)?;
     let state = open_state(&settings.config.homedir).await?;
 
     let settings = settings.share();
-    let (identities, schedule) =
-        assemble(Arc::clone(&settings), keys, state, Arc::new(TlsExchange::new(Roots::System, proxy)));
+    let (identities, schedule) = assemble(Arc::clone(&settings), services, state);
     let mut tasks = JoinSet::new();
     let wishes = identities.wishes.clone();
     tasks.spawn(schedule.run());
@@ -84,21 +93,44 @@ async fn open_state(folder: &Path) -> Result<State, DaemonError> {
     opened.map_err(DaemonError::service)?.map_err(DaemonError::service)
 }
 
+/// Clients of the services at these sockets.
+fn services(endpoints: &Endpoints, retries: u32, exchanges: Arc<dyn Exchanges>) -> Result<Services, DaemonError> {
+    let retry = Retry::local(retries);
+    Ok(Services {
+        keyd: aziot_keyd_api::client(&endpoints.aziot_keyd, retry).map_err(DaemonError::settings)?,
+        certd: aziot_certd_api::client(&endpoints.aziot_certd, retry).map_err(DaemonError::settings)?,
+        tpmd: aziot_tpmd_api::client(&endpoints.aziot_tpmd, Retry::local(TPM_SERVICE_RETRIES))
+            .map_err(DaemonError::settings)?,
+        exchanges,
+    })
+}
+
 /// Wires the rooms together: what answers callers, and what provisions behind it.
-fn assemble(settings: Shared, keys: Keys, state: State, exchange: Arc<dyn Exchange>) -> (Identities, Schedule) {
+fn assemble(settings: Shared, services: Services, state: State) -> (Identities, Schedule) {
     let state = Arc::new(state);
+    let keys = Keys::new(services.keyd.clone());
     let modules = Arc::new(Modules::new(keys.clone(), Arc::clone(&state)));
+    let local = LocalIdentities::new(services.certd.clone());
     let (publish, situation) = watch::channel(Situation::default());
     let (wishes, received) = mpsc::channel(WISHES);
+    let credentials = Credentials::new(
+        Arc::clone(&settings),
+        keys.clone(),
+        services,
+        Arc::clone(&state),
+        situation.clone(),
+        wishes.downgrade(),
+    );
+    let credentials = Arc::new(credentials);
     let provisioner = Provisioner {
         settings: Arc::clone(&settings),
-        keys: keys.clone(),
         modules: Arc::clone(&modules),
         state,
-        exchange,
+        credentials: Arc::clone(&credentials),
         situation: publish,
     };
-    (Identities { settings, keys, modules, situation, wishes }, Schedule::new(provisioner, received))
+    let identities = Identities { settings, keys, credentials, modules, local, situation, wishes };
+    (identities, Schedule::new(provisioner, received))
 }
 
 #[cfg(test)]

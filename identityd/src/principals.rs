@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use aziot_identityd_api::config::{IdType, LocalIdOptions, Principal};
+use aziot_identityd_api::config::{CertificateUse, IdType, Principal};
 
 /// Something that a caller wants to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +35,8 @@ pub(crate) fn with_module(principals: &[Principal]) -> impl Iterator<Item = &Pri
 pub(crate) struct Principals {
     by_uid: HashMap<u32, Principal>,
     hub_modules: BTreeSet<String>,
-    local: BTreeMap<String, Option<LocalIdOptions>>,
+    /// What the certificates of local identities are for.
+    local: BTreeMap<String, CertificateUse>,
 }
 
 impl Principals {
@@ -55,7 +56,8 @@ impl Principals {
                 daemon = Some(name);
             }
             if principal.has(IdType::Local) {
-                table.local.insert(name.clone(), *localid);
+                let purpose = localid.map_or(CertificateUse::default(), |options| options.attributes);
+                table.local.insert(name.clone(), purpose);
             }
             if let Some(former) = table.by_uid.insert(*uid, principal.clone()) {
                 tracing::warn!(
@@ -104,10 +106,10 @@ impl Principals {
         &self.hub_modules
     }
 
-    /// Whether this name has a local identity.
+    /// What the certificate of this name's local identity is for, if the name is that of a principal with one.
     #[must_use]
-    pub(crate) fn has_local(&self, module_id: &str) -> bool {
-        self.local.contains_key(module_id)
+    pub(crate) fn local(&self, module_id: &str) -> Option<CertificateUse> {
+        self.local.get(module_id).copied()
     }
 }
 
@@ -129,6 +131,7 @@ mod tests {
             principal(4, "device", Some(&[Device])),
             principal(5, "nothing", Some(&[])),
             principal(6, "both", Some(&[Device, Module])),
+            principal(7, "all", Some(&[Device, Module, Local])),
         ]);
         let operations = |own| {
             [
@@ -151,12 +154,27 @@ mod tests {
             (4, "device", "+-------+"),
             (5, "nothing", "--------+"),
             (6, "both", "++------+"),
+            (7, "all", "++------+"),
             (99, "x", "--------+"),
         ] {
             let rights: String =
                 operations(own).map(|operation| if table.allows(uid, operation) { '+' } else { '-' }).iter().collect();
             assert_eq!(rights, expected, "uid {uid}");
         }
+    }
+
+    #[test]
+    fn local_identities_are_of_those_who_ask_for_them() {
+        use aziot_identityd_api::config::{LocalIdOptions, LocalIdType};
+        let server = Some(LocalIdOptions { r#type: LocalIdType::X509, attributes: CertificateUse::Server });
+        let table = Principals::new(&[
+            principal(1, "client", Some(&[IdType::Local])),
+            Principal { localid: server, ..principal(2, "server", Some(&[IdType::Module, IdType::Local])) },
+            principal(3, "module", Some(&[IdType::Module])),
+        ]);
+        assert_eq!(table.local("client"), Some(CertificateUse::Client));
+        assert_eq!(table.local("server"), Some(CertificateUse::Server));
+        assert_eq!(table.local("module"), None);
     }
 
     #[test]

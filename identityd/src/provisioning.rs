@@ -5,19 +5,18 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use aziot_identityd_api::config::{Config, Origin, Payload};
-use aziot_identityd_cloud::{self as cloud, Exchange, Registration};
+use aziot_identityd_api::config::{Config, Origin};
 use aziot_log::chain;
-use serde_json::Value;
 use tokio::sync::watch;
 
 use crate::{
-    device::{self, Device},
-    error::{Error, Invalid},
-    keys::Keys,
+    credentials::Credentials,
+    device::Device,
+    error::Error,
     modules::{Modules, on_disk},
     reconciliation::{self, Ours},
-    settings::{DpsSource, Settings, Shared, Source},
+    registration,
+    settings::{DpsSource, Proof, Settings, Shared, Source},
     state::{self, DeviceInfo, State},
 };
 
@@ -51,14 +50,12 @@ pub(crate) struct Provisioned {
 pub(crate) struct Provisioner {
     /// The settings in force.
     pub(crate) settings: Shared,
-    /// The key service.
-    pub(crate) keys: Keys,
     /// The modules.
     pub(crate) modules: Arc<Modules>,
     /// The state on disk.
     pub(crate) state: Arc<State>,
-    /// The way to the cloud.
-    pub(crate) exchange: Arc<dyn Exchange>,
+    /// What the device proves itself with.
+    pub(crate) credentials: Arc<Credentials>,
     /// Where the outcome is published.
     pub(crate) situation: watch::Sender<Situation>,
 }
@@ -71,49 +68,122 @@ impl Provisioner {
 
     /// Gives the device the identity of these settings and publishes it. What was published before stays until this has succeeded.
     pub(crate) async fn provision(&self, settings: &Arc<Settings>, backup: Backup) -> Result<Provisioned, Error> {
-        let mut from_backup = false;
-        let device = match &settings.source {
+        let recorded = on_disk(&self.state, State::device).await;
+        let (info, from_backup) = match &settings.source {
             Source::Off => {
                 tracing::info!("provisioning is off: this device has no identity");
-                None
+                (None, false)
             }
-            Source::Manual { info, key_id } => Some(self.make(info.clone(), key_id, settings)),
+            Source::Manual { info, proof } => {
+                let is_told = recorded.as_ref() == Some(info) && self.tell(info, settings).await;
+                let prepared = self.prepare(proof, settings).await;
+                unless_told(prepared, is_told)?;
+                (Some(info.clone()), false)
+            }
             Source::Dps(dps) => {
-                let known = match backup {
-                    Backup::Allowed => self.backup(settings).await,
-                    Backup::Forbidden => None,
-                };
-                from_backup = known.is_some();
-                let info = match known {
-                    Some(info) => info,
-                    None => self.register(dps, settings).await?,
-                };
-                Some(self.make(info, &dps.key_id, settings))
+                let (info, from_backup) = self.dps_device(dps, settings, backup).await?;
+                (Some(info), from_backup)
             }
         };
-        let device = device.map(Arc::new);
-        let mut is_known = false;
-        if let Some(device) = &device {
-            let recorded = on_disk(&self.state, State::device).await;
-            is_known = recorded.as_ref() == Some(&device.info);
-            // What DPS assigned is ours. Of what a person configured the hub is asked first.
-            if matches!(settings.source, Source::Dps(_))
-                && let Err(error) = self.record(device).await
-            {
+        let is_known = recorded.is_some() && recorded == info;
+        let device = info.and_then(|info| self.make(info, settings));
+        // What DPS assigned is ours. Of what a person configured the hub is asked first.
+        if let (Some(device), Source::Dps(dps)) = (&device, &settings.source) {
+            if let Err(error) = self.record(device).await {
                 tracing::warn!(error = %chain(&error), "could not record the device, a restart will need the cloud");
             }
-            let info = device.info.clone();
-            on_disk(&self.state, move |state| state.select_device(&info)).await.map_err(Error::state)?;
+            if dps.proof == Proof::Tpm
+                && !from_backup
+                && let Err(error) = on_disk(&self.state, State::end_tpm_import).await
+            {
+                tracing::warn!(
+                    error = %chain(&error),
+                    "could not note that the TPM has the device's key: the device will register once more than it must"
+                );
+            }
         }
-        self.situation.send_modify(|situation| {
-            situation.device.clone_from(&device);
-            situation.is_known = is_known;
-        });
+        self.publish(device.clone(), is_known, settings).await;
         Ok(Provisioned { device, from_backup })
     }
 
-    fn make(&self, info: DeviceInfo, key_id: &str, settings: &Arc<Settings>) -> Device {
-        Device::with_key(info, key_id, &self.keys, &self.exchange, settings)
+    /// The device that DPS assigned before, or assigns now.
+    async fn dps_device(
+        &self,
+        dps: &DpsSource,
+        settings: &Arc<Settings>,
+        backup: Backup,
+    ) -> Result<(DeviceInfo, bool), Error> {
+        let known = match backup {
+            Backup::Allowed => self.backup(settings).await,
+            Backup::Forbidden => None,
+        };
+        let Some(known) = known else {
+            return Ok((registration::register(dps, settings, &self.credentials).await?, false));
+        };
+        let is_told = self.tell(&known, settings).await;
+        if self.has_lost_key(settings).await {
+            tracing::warn!("the key in the TPM may not be the device's: registering anew");
+            return Ok((registration::register(dps, settings, &self.credentials).await?, false));
+        }
+        let prepared = self.prepare(&dps.proof, settings).await;
+        unless_told(prepared, is_told)?;
+        tracing::info!(device_id = known.device_id, hub = known.hub_name, "took the device from the state");
+        Ok((known, true))
+    }
+
+    /// Whether the device proves itself by the TPM, which may have another key than the device's.
+    pub(crate) async fn has_lost_key(&self, settings: &Settings) -> bool {
+        settings.source.proof() == Some(&Proof::Tpm) && on_disk(&self.state, State::has_unfinished_tpm_import).await
+    }
+
+    /// Publishes a device that is known, unless another one would have to go for it; whether it did. Its modules have keys of their own: they
+    /// need neither its certificate nor its TPM, nor the cloud.
+    async fn tell(&self, known: &DeviceInfo, settings: &Arc<Settings>) -> bool {
+        if self.device().is_some() {
+            return false;
+        }
+        self.publish(self.make(known.clone(), settings), true, settings).await;
+        true
+    }
+
+    /// Makes what the device proves itself with ready to be used.
+    async fn prepare(&self, proof: &Proof, settings: &Settings) -> Result<(), Error> {
+        if let Proof::X509(certificate) = proof {
+            self.credentials.certificate(certificate, settings).show().await?;
+        }
+        Ok(())
+    }
+
+    fn make(&self, info: DeviceInfo, settings: &Arc<Settings>) -> Option<Arc<Device>> {
+        let proof = settings.source.proof()?;
+        let access = self.credentials.access(proof, settings);
+        Some(Arc::new(Device::new(info, proof.into(), access, settings)))
+    }
+
+    async fn publish(&self, device: Option<Arc<Device>>, is_known: bool, settings: &Settings) {
+        if let Some(device) = &device {
+            let info = device.info.clone();
+            if let Err(error) = on_disk(&self.state, move |state| state.select_device(&info)).await {
+                tracing::warn!(error = %chain(&error), "could not make room for the device's modules: no copies are kept of them");
+            }
+        }
+        self.situation.send_modify(|situation| {
+            situation.device = device;
+            situation.is_known = is_known;
+        });
+        self.credentials.settle(settings);
+    }
+
+    /// Lets these settings act on the device that others of the same source have made.
+    pub(crate) fn adopt(&self, settings: &Arc<Settings>) {
+        let Some(device) = self.device().filter(|device| device.settings.source == settings.source) else { return };
+        if Arc::ptr_eq(&device.settings, settings) {
+            return;
+        }
+        if let Some(device) = self.make(device.info.clone(), settings) {
+            self.situation.send_modify(|situation| situation.device = Some(device));
+        }
+        self.credentials.settle(settings);
     }
 
     /// Records the device and where it comes from; another device than the one before has no modules of ours yet.
@@ -135,24 +205,7 @@ impl Provisioner {
             tracing::info!("the provisioning settings have changed: the device of the state is not used");
             return None;
         }
-        tracing::info!(device_id = info.device_id, hub = info.hub_name, "took the device from the state");
         Some(info)
-    }
-
-    async fn register(&self, dps: &DpsSource, settings: &Settings) -> Result<DeviceInfo, Error> {
-        let DpsSource { endpoint, scope_id, registration_id, key_id, payload: file } = dps;
-        let registration = Registration {
-            host: endpoint.authority().to_owned(),
-            scope_id: scope_id.clone(),
-            registration_id: registration_id.clone(),
-            payload: payload(file.as_ref()).await?,
-        };
-        let signer = crate::keys::DeviceKey { keys: self.keys.clone(), key_id: key_id.clone() };
-        let transport = device::transport(&self.exchange, &settings.config);
-        let assigned = cloud::dps::register(&transport, &registration, &signer).await.map_err(Error::dps)?;
-        let cloud::Assignment { hub, device_id } = assigned;
-        tracing::info!(registration_id, device_id, hub, "DPS assigned this device to its hub");
-        Ok(DeviceInfo { hub_name: hub.clone(), local_gateway_hostname: hub, device_id })
     }
 
     /// Brings the modules in order and records that. Returns the names that the hub now has for the principals.
@@ -179,18 +232,13 @@ impl Provisioner {
     }
 }
 
-/// What is told to custom allocation; read at each use, as operators change the file.
-pub(crate) async fn payload(file: Option<&Payload>) -> Result<Option<Value>, Error> {
-    const LIMIT_BYTES: u64 = 1024 * 1024;
-    let Some(payload) = file else { return Ok(None) };
-    let invalid = |source| Error::invalid("provisioning.payload", source);
-    let path = url::Url::parse(&payload.uri).ok().filter(|uri| uri.scheme() == "file");
-    let Some(path) = path.and_then(|uri| uri.to_file_path().ok()) else {
-        return Err(invalid(Invalid::PayloadUri(payload.uri.clone())));
-    };
-    let read = tokio::task::spawn_blocking(move || aziot_files::read_limited(path, LIMIT_BYTES)).await;
-    let bytes = read.expect("reading a file does not panic");
-    let bytes = bytes.map_err(|error| invalid(Invalid::PayloadFile(Arc::new(error))))?;
-    let json = serde_json::from_slice(&bytes).map_err(|error| invalid(Invalid::PayloadJson(Arc::new(error))))?;
-    Ok(Some(json))
+/// A device that was told to all stays also while its certificate cannot be had.
+fn unless_told(prepared: Result<(), Error>, is_told: bool) -> Result<(), Error> {
+    match prepared {
+        Err(error) if is_told => {
+            tracing::warn!(error = %chain(&error), "the device is known, but cannot prove itself yet");
+            Ok(())
+        }
+        prepared => prepared,
+    }
 }

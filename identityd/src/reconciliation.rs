@@ -2,7 +2,10 @@
 //!
 //! Modules that somebody else made are left alone, unless a principal has their name: such a one is taken over with its generation, twin and
 //! tags, never deleted and made anew. Every step may be repeated, so a run that failed halfway is simply run again; what is ours is written
-//! down after each step, so that a run that was cut off is not forgotten.
+//! down as steps end, so that a run that was cut off is not forgotten.
+//!
+//! The hub counts calls: a run takes one for the list, two for each module that is made or taken over, one for each that is deleted, and none for
+//! the others. It ends early when the hub is out of reach.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,19 +13,21 @@ use std::{
 };
 
 use aziot_identityd_api::config::{Config, IdType, Principal};
-use aziot_log::chain;
+use aziot_log::{chain, fields};
 use futures_util::{StreamExt as _, stream};
 
 use crate::{
     device::Device,
     error::Error,
-    modules::{Modules, on_disk},
+    modules::{Calls, Modules, on_disk},
     principals::with_module,
     state::State,
 };
 
 /// Modules that are worked on at once.
 const PARALLEL: usize = 4;
+/// So many steps in a row that found the hub out of reach end a run: more than fail where single modules are to blame.
+const OUT_OF_REACH: usize = 2 * PARALLEL;
 
 /// What is to be done about one module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -86,45 +91,110 @@ fn steps(hub: &BTreeSet<String>, wanted: &BTreeSet<String>, ours: &BTreeSet<Stri
     hub.union(wanted).filter_map(|name| Some((step(name)?, name.clone()))).collect()
 }
 
-/// Runs the steps, and writes what is ours into `record` after each. One that fails does not keep the others from being done; the first
-/// failure is returned.
+/// What a run has done, for the log.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Summary {
+    made: usize,
+    taken_over: usize,
+    deleted: usize,
+    kept: usize,
+    /// Steps that failed, or that were not begun.
+    left: usize,
+}
+
+impl Summary {
+    fn done(&mut self, step: Step) {
+        *match step {
+            Step::Create => &mut self.made,
+            Step::TakeOver => &mut self.taken_over,
+            Step::Delete => &mut self.deleted,
+        } += 1;
+        self.left -= 1;
+    }
+
+    fn log(&self, calls: &Calls) {
+        let Self { made, taken_over, deleted, kept, left } = *self;
+        tracing::info!(
+            { fields::HUB_CALLS } = calls.count(),
+            { fields::MADE } = made,
+            { fields::TAKEN_OVER } = taken_over,
+            { fields::DELETED } = deleted,
+            { fields::KEPT } = kept,
+            { fields::LEFT } = left,
+            "compared the modules at the hub with the principals"
+        );
+    }
+}
+
+/// Runs the steps that lead from what one call to `hub` has listed to what is `wanted`, and writes what is ours into `record` as they end. One that
+/// fails does not keep the others from being done; the first failure is returned.
 pub(crate) async fn run(
-    modules: &Modules,
+    modules: &Arc<Modules>,
     device: &Device,
     hub: &BTreeSet<String>,
     wanted: &BTreeSet<String>,
     ours: &mut Ours,
     record: Option<&Arc<State>>,
 ) -> Result<(), Error> {
-    let mut outcomes = stream::iter(steps(hub, wanted, &ours.names()))
+    let steps = steps(hub, wanted, &ours.names());
+    let changed = steps.iter().filter(|(step, _)| *step != Step::Delete).count();
+    let mut summary = Summary { kept: wanted.len() - changed, left: steps.len(), ..Summary::default() };
+    let calls = &Calls::of_a_list();
+    // Those that have ended together are written down together.
+    let mut outcomes = stream::iter(steps)
         .map(|(step, name)| async move {
-            let outcome = match step {
-                Step::Create => modules.create(device, &name, None).await.map(drop),
-                Step::TakeOver => modules.update(device, &name).await.map(drop),
-                Step::Delete => match modules.delete(device, &name).await {
-                    // Somebody else was faster.
-                    Err(Error::Hub(error)) if error.is_module_missing() => Ok(()),
-                    deleted => deleted,
-                },
-            };
+            let outcome = carry_out(step, modules, device, &name, calls).await;
             (step, name, outcome)
         })
-        .buffer_unordered(PARALLEL);
-    let mut first = None;
-    while let Some((step, module_id, outcome)) = outcomes.next().await {
-        let outcome = match outcome {
-            Ok(()) => {
+        .buffer_unordered(PARALLEL)
+        .ready_chunks(PARALLEL);
+    let (mut first, mut out_of_reach) = (None, 0);
+    while let Some(ended) = outcomes.next().await {
+        let mut done = false;
+        for (step, module_id, outcome) in ended {
+            let Err(error) = outcome else {
                 ours.done(step, &module_id);
-                write(record, ours.settings()).await
-            }
-            failed => failed,
-        };
-        if let Err(error) = outcome {
-            tracing::warn!(module_id, error = %chain(&error), "could not bring the module in order");
+                summary.done(step);
+                (done, out_of_reach) = (true, 0);
+                continue;
+            };
+            out_of_reach = if error.is_offline() { out_of_reach + 1 } else { 0 };
+            tracing::warn!(
+                { fields::MODULE_ID } = module_id,
+                { fields::ERROR } = %chain(&error),
+                "could not bring the module in order"
+            );
             first.get_or_insert(error);
         }
+        if done && let Err(error) = write(record, ours.settings()).await {
+            tracing::warn!({ fields::ERROR } = %chain(&error), "could not write down which modules are ours");
+            first.get_or_insert(error);
+        }
+        if out_of_reach >= OUT_OF_REACH {
+            tracing::warn!("the hub is out of reach, the other modules are left for later");
+            break;
+        }
     }
+    summary.log(calls);
     first.map_or(Ok(()), Err)
+}
+
+async fn carry_out(
+    step: Step,
+    modules: &Arc<Modules>,
+    device: &Device,
+    name: &str,
+    calls: &Calls,
+) -> Result<(), Error> {
+    match step {
+        Step::Create => modules.create(device, name, None, calls).await.map(drop),
+        Step::TakeOver => modules.update(device, name, calls).await.map(drop),
+        Step::Delete => match modules.delete(device, name, calls).await {
+            // Somebody else was faster.
+            Err(Error::Hub(error)) if error.is_module_missing() => Ok(()),
+            deleted => deleted,
+        },
+    }
 }
 
 /// Writes down settings whose principals have the modules that are ours.

@@ -1,22 +1,22 @@
 //! When attempts at provisioning are made, and who learns of their end.
 //!
 //! One task makes all of them, one after the other: at the start, when somebody asks, when the settings change, and again and again, ever more
-//! rarely, while something is unfinished. Whoever asks while an attempt is under way waits for that one.
+//! rarely, while something is unfinished. Whoever asks while an attempt is under way waits for that one. Other provisioning settings end it.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
+use aziot_http::retry::LONGEST_RETRY_AFTER;
 use aziot_log::chain;
 use tokio::{
     sync::{mpsc, oneshot},
-    time::{Instant, timeout},
+    time::Instant,
 };
 
 use crate::{
-    device::Device,
+    attempts::{Attempts, Outcome, Trigger},
     error::Error,
-    identities::LONGEST_WAIT,
-    provisioning::{Backup, Provisioned, Provisioner},
-    settings::{Settings, Source},
+    provisioning::Provisioner,
+    settings::Settings,
 };
 
 /// Callers that may wait for a reprovisioning.
@@ -24,11 +24,6 @@ pub(crate) const WISHES: usize = 64;
 
 /// Callers that ask again and again share one registration, or one failed attempt, per second at most.
 const GAP: Duration = Duration::from_secs(1);
-/// Time for one attempt: enough for DPS to decide and for a hub that is slow. What is unfinished then is left to the next.
-const LONGEST_ATTEMPT: Duration = Duration::from_secs(420);
-const _: () = assert!(LONGEST_ATTEMPT.as_secs() < LONGEST_WAIT.as_secs(), "those who wait see the end of an attempt");
-/// After DPS gave a device that its hub then refused, DPS is not asked again for so long, unless somebody wishes it.
-const REGISTRATION_PAUSE: Duration = Duration::from_secs(60 * 60);
 const SHORTEST_PAUSE: Duration = Duration::from_secs(5);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
@@ -36,36 +31,67 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 pub(crate) enum Wish {
     /// Register anew, and say how it ended.
     Reprovision(oneshot::Sender<Result<(), Error>>),
+    /// Register anew: what DPS knows may not be what the device has.
+    Register,
     /// The settings have changed.
     Reload,
 }
 
-/// Why an attempt is made; the names appear in the log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Trigger {
-    Startup,
-    ConfigurationFileUpdate,
-    Retry,
-    Api,
+/// Wishes that no attempt has fulfilled yet.
+#[derive(Default)]
+struct Wanted {
+    /// Those who wait for a registration.
+    callers: Vec<oneshot::Sender<Result<(), Error>>>,
+    register: bool,
+    reload: bool,
 }
 
-/// How an attempt ended.
-struct Outcome {
-    result: Result<(), Error>,
-    /// The settings by which the device was registered anew, or that was tried: what callers of R9 ask for.
-    registered: Option<Arc<Settings>>,
+impl Wanted {
+    fn note(&mut self, wish: Wish) {
+        match wish {
+            Wish::Reprovision(caller) => self.callers.push(caller),
+            Wish::Register => self.register = true,
+            Wish::Reload => self.reload = true,
+        }
+    }
+
+    /// Tells those who wait for a registration how it ended.
+    fn answer(&mut self, result: &Result<(), Error>) {
+        for caller in self.callers.drain(..) {
+            // The caller may have hung up.
+            let _: Result<(), _> = caller.send(result.clone());
+        }
+    }
+
+    /// The reason to register anew, if there is one.
+    fn registration(&self) -> Option<Trigger> {
+        if self.callers.is_empty() { self.register.then_some(Trigger::Renewal) } else { Some(Trigger::Api) }
+    }
 }
 
-/// Makes the attempts.
+/// The cloud wants to be left alone: who asks for a registration with these settings meanwhile learns how the last one failed.
+struct Rest {
+    until: Instant,
+    used: Arc<Settings>,
+    error: Error,
+}
+
+impl Rest {
+    /// What the cloud wished in an attempt that ended so, within reason.
+    fn of(outcome: &Outcome) -> Option<Self> {
+        let (used, error) = (outcome.registered.as_ref()?, outcome.result.as_ref().err()?);
+        let until = Instant::now() + error.retry_after()?.min(LONGEST_RETRY_AFTER);
+        Some(Self { until, used: Arc::clone(used), error: error.clone() })
+    }
+}
+
+/// Decides when attempts are made.
 pub(crate) struct Schedule {
-    provisioner: Provisioner,
+    /// What makes them.
+    pub(crate) attempts: Attempts,
     wishes: mpsc::Receiver<Wish>,
-    /// The modules of the last reconciliation of the present device.
-    reconciled: Option<BTreeSet<String>>,
-    /// When DPS gave the present device, unless its hub has accepted it since.
-    unaccepted_since: Option<Instant>,
-    /// Time for one attempt.
-    pub(crate) longest_attempt: Duration,
+    wanted: Wanted,
+    rest: Option<Rest>,
     backoff: Backoff,
 }
 
@@ -73,126 +99,101 @@ impl Schedule {
     /// A schedule for this provisioner that listens to `wishes`.
     #[must_use]
     pub(crate) fn new(provisioner: Provisioner, wishes: mpsc::Receiver<Wish>) -> Self {
-        Self {
-            provisioner,
-            wishes,
-            reconciled: None,
-            unaccepted_since: None,
-            longest_attempt: LONGEST_ATTEMPT,
-            backoff: Backoff::default(),
-        }
+        let (attempts, wanted, backoff) = (Attempts::new(provisioner), Wanted::default(), Backoff::default());
+        Self { attempts, wishes, wanted, rest: None, backoff }
     }
 
     /// Runs until nobody can have wishes any more.
     pub(crate) async fn run(mut self) {
-        let mut waiting = Vec::new();
-        let mut reload = false;
+        let credentials = Arc::clone(&self.attempts.provisioner.credentials);
+        tokio::select! {
+            () = self.make_attempts() => {}
+            () = credentials.run() => {}
+        }
+    }
+
+    async fn make_attempts(&mut self) {
         let mut trigger = Trigger::Startup;
         loop {
-            let outcome = self.attempt(trigger).await;
-            self.provisioner.situation.send_modify(|situation| situation.first_attempt_ended = true);
+            let Some(outcome) = self.attempt(trigger).await else {
+                tracing::info!("the provisioning settings have changed: beginning anew");
+                trigger = Trigger::ConfigurationFileUpdate;
+                continue;
+            };
+            self.attempts.provisioner.situation.send_modify(|situation| situation.first_attempt_ended = true);
             while let Ok(wish) = self.wishes.try_recv() {
-                note(wish, &mut waiting, &mut reload);
+                self.wanted.note(wish);
             }
             let pause = self.judge(trigger, &outcome.result);
-            if outcome.registered.as_deref().is_some_and(|used| self.is_in_force(used)) {
-                for caller in waiting.drain(..) {
-                    // The caller may have hung up.
-                    let _: Result<(), _> = caller.send(outcome.result.clone());
-                }
-            }
             let due = pause.map(|pause| Instant::now() + pause);
             let spaced = outcome.registered.is_some() || outcome.result.is_err();
-            let earliest = spaced.then(|| Instant::now() + GAP);
-            trigger = loop {
-                if !waiting.is_empty() && earliest.is_none_or(|earliest| earliest <= Instant::now()) {
-                    break Trigger::Api;
-                }
-                if std::mem::take(&mut reload) && self.is_unfinished() {
-                    break Trigger::ConfigurationFileUpdate;
-                }
-                tokio::select! {
-                    wish = self.wishes.recv() => match wish {
-                        Some(wish) => note(wish, &mut waiting, &mut reload),
-                        None => return,
-                    },
-                    () = until(earliest), if !waiting.is_empty() => break Trigger::Api,
-                    () = until(due) => break Trigger::Retry,
-                }
-            };
-        }
-    }
-
-    async fn attempt(&mut self, trigger: Trigger) -> Outcome {
-        let mut registered = None;
-        let ended = timeout(self.longest_attempt, self.provision_and_reconcile(trigger, &mut registered)).await;
-        Outcome { result: ended.unwrap_or(Err(Error::StillProvisioning)), registered }
-    }
-
-    async fn provision_and_reconcile(
-        &mut self,
-        trigger: Trigger,
-        registered: &mut Option<Arc<Settings>>,
-    ) -> Result<(), Error> {
-        let device = match self.provisioner.device() {
-            Some(device) if trigger != Trigger::Api => Some(device),
-            _ => {
-                let backup = if trigger == Trigger::Api { Backup::Forbidden } else { Backup::Allowed };
-                self.provision(backup, registered).await?
+            if outcome.registered.is_some() {
+                self.rest = Rest::of(&outcome);
             }
-        };
-        let Some(mut device) = device else { return Ok(()) };
-        let mut reconciled = self.reconcile(&device).await;
-        let rejected = reconciled.as_ref().is_err_and(Error::is_device_rejected);
-        let lately = self.unaccepted_since.is_some_and(|since| since.elapsed() < REGISTRATION_PAUSE);
-        if rejected && !lately && matches!(device.settings.source, Source::Dps(_)) {
-            tracing::warn!("the hub does not know this device (any more): registering anew");
-            let Some(new) = self.provision(Backup::Forbidden, registered).await? else { return Ok(()) };
-            device = new;
-            reconciled = self.reconcile(&device).await;
+            self.answer(outcome);
+            let Some(next) = self.next(due, spaced.then(|| Instant::now() + GAP)).await else { return };
+            trigger = next;
         }
-        self.reconciled = Some(reconciled?);
-        Ok(())
     }
 
-    async fn reconcile(&mut self, device: &Device) -> Result<BTreeSet<String>, Error> {
-        let reconciled = self.provisioner.reconcile(device).await;
-        let accepted =
-            reconciled.as_ref().map_or_else(|error| !error.is_device_rejected() && !error.is_offline(), |_| true);
-        if accepted {
-            self.unaccepted_since = None;
+    /// Makes an attempt; `None` if it was given up because other provisioning settings have come into force.
+    async fn attempt(&mut self, trigger: Trigger) -> Option<Outcome> {
+        let settings = Arc::clone(&self.attempts.provisioner.settings);
+        let begun = settings.load_full();
+        let mut attempt = std::pin::pin!(self.attempts.make(trigger));
+        loop {
+            tokio::select! {
+                outcome = &mut attempt => return Some(outcome),
+                Some(wish) = self.wishes.recv() => {
+                    self.wanted.note(wish);
+                    if self.wanted.reload && settings.load().source != begun.source {
+                        self.wanted.reload = false;
+                        return None;
+                    }
+                }
+            }
         }
-        reconciled
     }
 
-    async fn provision(
-        &mut self,
-        backup: Backup,
-        registered: &mut Option<Arc<Settings>>,
-    ) -> Result<Option<Arc<Device>>, Error> {
-        let settings = self.provisioner.settings.load_full();
-        // A failure too answers those who asked for a registration.
-        *registered = Some(Arc::clone(&settings));
-        let Provisioned { device, from_backup } = self.provisioner.provision(&settings, backup).await?;
-        if from_backup {
-            *registered = None;
+    /// Tells those who wait for a registration how it ended.
+    fn answer(&mut self, outcome: Outcome) {
+        if outcome.registered.is_some_and(|used| self.attempts.is_in_force(&used)) {
+            self.wanted.answer(&outcome.result);
         }
-        self.unaccepted_since = (!from_backup).then(Instant::now);
-        self.reconciled = None;
-        Ok(device)
     }
 
-    /// Whether an attempt with these settings is what callers ask for: one who asks after a change wants the change.
-    fn is_in_force(&self, used: &Settings) -> bool {
-        used.source == self.provisioner.settings.load().source
+    /// When the cloud can be asked again; those who wait for that are answered. `None` if it can be asked now.
+    fn resting(&mut self) -> Option<Instant> {
+        let Rest { until, used, error } = self.rest.as_ref()?;
+        if *until <= Instant::now() || !self.attempts.is_in_force(used) {
+            return None;
+        }
+        self.wanted.answer(&Err(error.clone()));
+        Some(*until)
     }
 
-    /// Whether the device lacks its identity, or the hub its modules.
-    fn is_unfinished(&self) -> bool {
-        let settings = self.provisioner.settings.load();
-        match self.provisioner.device() {
-            None => settings.source != Source::Off,
-            Some(_) => self.reconciled.as_ref() != Some(settings.principals.hub_modules()),
+    /// Waits for the next attempt: it is `due` if nobody wishes one before, and no registration is made before `spaced`, nor while the cloud wants to
+    /// be left alone. `None` at the end.
+    async fn next(&mut self, due: Option<Instant>, spaced: Option<Instant>) -> Option<Trigger> {
+        loop {
+            let earliest = spaced.max(self.resting());
+            let registration = self.wanted.registration();
+            if registration.is_some() && earliest.is_none_or(|earliest| earliest <= Instant::now()) {
+                self.wanted.register = false;
+                return registration;
+            }
+            if std::mem::take(&mut self.wanted.reload) {
+                let provisioner = &self.attempts.provisioner;
+                provisioner.adopt(&provisioner.settings.load_full());
+                if self.attempts.is_unfinished() {
+                    return Some(Trigger::ConfigurationFileUpdate);
+                }
+            }
+            tokio::select! {
+                wish = self.wishes.recv() => self.wanted.note(wish?),
+                () = until(earliest), if registration.is_some() => {}
+                () = until(due) => return Some(Trigger::Retry),
+            }
         }
     }
 
@@ -201,7 +202,8 @@ impl Schedule {
         if result.is_ok() {
             self.backoff = Backoff::default();
         }
-        let pause = self.is_unfinished().then(|| self.backoff.next());
+        let asked = result.as_ref().err().and_then(Error::retry_after);
+        let pause = self.attempts.is_unfinished().then(|| self.backoff.next(asked));
         let Err(error) = result else {
             tracing::info!("{trigger:?} provisioning complete");
             return pause;
@@ -214,7 +216,7 @@ impl Schedule {
                 error = chain,
                 "the cloud's certificate is not trusted; check the clock, the host names in [provisioning] and the system's root certificates"
             );
-        } else if self.provisioner.device().is_none() {
+        } else if self.attempts.provisioner.device().is_none() {
             tracing::error!(
                 delay_ms,
                 "Failed to provision with IoT Hub, and no valid device backup was found: {chain}"
@@ -231,13 +233,6 @@ impl Schedule {
     }
 }
 
-fn note(wish: Wish, waiting: &mut Vec<oneshot::Sender<Result<(), Error>>>, reload: &mut bool) {
-    match wish {
-        Wish::Reprovision(caller) => waiting.push(caller),
-        Wish::Reload => *reload = true,
-    }
-}
-
 async fn until(due: Option<Instant>) {
     match due {
         Some(due) => tokio::time::sleep_until(due).await,
@@ -245,17 +240,19 @@ async fn until(due: Option<Instant>) {
     }
 }
 
-/// Pauses that grow from 5 s to 5 min, up to a fifth longer or shorter at random, so that a fleet does not come back in step.
+/// Pauses that grow from 5 s to 5 min, up to a half longer or shorter at random, so that a fleet does not come back in step.
 #[derive(Default)]
 struct Backoff {
     failures: u32,
 }
 
 impl Backoff {
-    fn next(&mut self) -> Duration {
+    /// The next pause; not shorter than the cloud has `asked` for within reason.
+    fn next(&mut self, asked: Option<Duration>) -> Duration {
         let base = SHORTEST_PAUSE.saturating_mul(1 << self.failures.min(10)).min(LONGEST_PAUSE);
         self.failures = self.failures.saturating_add(1);
-        base.mul_f64(0.8 + fastrand::f64() * 0.4)
+        let pause = base.mul_f64(0.5 + fastrand::f64());
+        asked.map_or(pause, |asked| pause.max(asked.min(LONGEST_PAUSE) + base.mul_f64(fastrand::f64())))
     }
 }
 
@@ -266,9 +263,24 @@ mod tests {
     #[test]
     fn pauses_grow_to_a_cap() {
         let mut backoff = Backoff::default();
-        let pauses: Vec<f64> = (0..12).map(|_| backoff.next().as_secs_f64()).collect();
+        let pauses: Vec<f64> = (0..12).map(|_| backoff.next(None).as_secs_f64()).collect();
         for (pause, expected) in pauses.iter().zip([5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 300.0, 300.0]) {
-            assert!((expected * 0.8..=expected * 1.2).contains(pause), "{pauses:?}");
+            assert!((expected * 0.5..=expected * 1.5).contains(pause), "{pauses:?}");
+        }
+    }
+
+    #[test]
+    fn first_pauses_of_a_fleet_are_spread_and_the_clouds_wish_is_a_minimum() {
+        let first = |asked: Option<u64>| {
+            let pause = |_| Backoff::default().next(asked.map(Duration::from_secs)).as_secs_f64();
+            let mut pauses: Vec<f64> = (0..1000).map(pause).collect();
+            pauses.sort_by(f64::total_cmp);
+            pauses
+        };
+        for (asked, least, cap) in [(None, 2.5, 7.5), (Some(20), 20.0, 25.0), (Some(1_000_000), 300.0, 305.0)] {
+            let pauses = first(asked);
+            assert!(pauses[0] >= least && pauses[999] <= cap, "{asked:?}: {} to {}", pauses[0], pauses[999]);
+            assert!(pauses[900] - pauses[100] > 3.0, "{asked:?}: {} to {}", pauses[100], pauses[900]);
         }
     }
 }

@@ -20,6 +20,8 @@ const DEVICE: &str = "device_info";
 const PREVIOUS: &str = "prev_state";
 /// Ours, beside the public packages' files: they overlook it.
 const ORIGIN: &str = "device_origin";
+/// Ours too: it is there while the TPM may have a key that is not the device's.
+const TPM_IMPORT: &str = "tpm_import";
 const MODULES: &str = "modules";
 /// What older versions wrote for a device without identity.
 const UNPROVISIONED: &[u8] = b"unprovisioned";
@@ -139,6 +141,26 @@ impl State {
     /// The settings that gave the device its identity; older versions did not keep them.
     pub(crate) fn origin(&self) -> Option<Origin> {
         toml::from_str(std::str::from_utf8(&self.read(ORIGIN)?).ok()?).ok()
+    }
+
+    /// Whether the TPM's key was about to be replaced, and it is not known to be the device's since.
+    pub(crate) fn has_unfinished_tpm_import(&self) -> bool {
+        // What cannot be read may be there.
+        !matches!(self.folder.join(TPM_IMPORT).try_exists(), Ok(false))
+    }
+
+    /// Records that the TPM's key is about to be replaced by one that is not the device's.
+    pub(crate) fn begin_tpm_import(&self) -> Result<(), Error> {
+        let path = self.folder.join(TPM_IMPORT);
+        if path.exists() {
+            return Ok(());
+        }
+        aziot_files::write(path, Mode::PRIVATE, "").map_err(|source| self.file_error(source))
+    }
+
+    /// Records that the TPM has the device's key again.
+    pub(crate) fn end_tpm_import(&self) -> Result<(), Error> {
+        aziot_files::remove(self.folder.join(TPM_IMPORT)).map(drop).map_err(|source| self.file_error(source))
     }
 
     /// The settings of the last reconciliation; of its principals with modules, those whose modules are ours.

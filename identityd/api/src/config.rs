@@ -24,19 +24,20 @@ pub struct Config {
     pub hostname: String,
     /// Folder of the service's state; made if it is not there. Read at start only.
     pub homedir: PathBuf,
-    /// Whether module identities are looked up in the state before the hub is asked. Default false.
+    /// Whether module identities are looked up in the state before the hub is asked. Default false. Reloaded
+    /// when a file changes.
     #[serde(default)]
     pub prefer_module_identity_cache: bool,
     /// Requests of one uid that are worked on at once. Default 10. Read at start only.
     #[serde(default, skip_serializing_if = "MaxRequests::is_default")]
     pub max_requests: MaxRequests,
-    /// Seconds that one attempt of a cloud request may take; at least and by default 70.
+    /// Seconds that one attempt of a cloud request may take; at least and by default 70. Reloaded when a file changes.
     #[serde(default, skip_serializing_if = "CloudTimeout::is_default")]
     pub cloud_timeout_sec: CloudTimeout,
-    /// How often a cloud request that failed is repeated. Default 1.
+    /// How often a cloud request that failed is repeated. Default 1. Reloaded when a file changes.
     #[serde(default, skip_serializing_if = "CloudRetries::is_default")]
     pub cloud_retries: CloudRetries,
-    /// Where the device's identity comes from.
+    /// Where the device's identity comes from. Reloaded when a file changes: the old device is served until the new one is there.
     pub provisioning: Provisioning,
     /// Who may ask for what. Reloaded when a file changes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

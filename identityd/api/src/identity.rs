@@ -38,7 +38,8 @@ pub struct AziotIdentity {
     pub managed_by: Option<String>,
 }
 
-/// What proves an identity of the hub. Private keys stay in the key service; handles differ from call to call.
+/// What proves an identity of the hub. Private keys stay in the key service. Their handles change from time to time:
+/// the same one may come again for about a second, and none is good for ever.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "lowercase", rename_all_fields = "camelCase")]
 pub enum Authentication {

@@ -3,6 +3,8 @@
 //! The answers are read leniently: what DPS sends differs between its versions, allocation policies and errors, and a device that cannot
 //! say why it was refused costs somebody a day.
 
+mod tpm;
+
 use std::time::Duration;
 
 use http::{Method, StatusCode};
@@ -11,8 +13,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
-    Error, Signer, Transport,
+    Error, Signer, TpmKey, Transport,
     error::{NotAssigned, Subject, excerpt},
+    name,
     sas::Audience,
     transport::{Call, Credentials, parse, retry_after, segment, success},
 };
@@ -47,15 +50,38 @@ pub struct Assignment {
     pub device_id: String,
 }
 
+/// How a device proves itself to DPS.
+#[derive(Clone, Copy)]
+pub enum Attestation<'a> {
+    /// By tokens that its symmetric key signs.
+    Key(&'a dyn Signer),
+    /// By the certificate that the transport's connections show.
+    Certificate,
+    /// By its TPM: DPS sends a key that only that TPM can unwrap, and which signs the tokens. At the end it sends the one for the hub.
+    Tpm(&'a dyn TpmKey),
+}
+
+impl<'a> Attestation<'a> {
+    fn signer(self) -> Option<&'a dyn Signer> {
+        match self {
+            Self::Key(signer) => Some(signer),
+            Self::Certificate => None,
+            Self::Tpm(tpm) => Some(tpm),
+        }
+    }
+}
+
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct RegisterBody<'a> {
     registration_id: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
+    tpm: Option<tpm::PublicKeys>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     payload: Option<&'a Value>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Progress {
     operation_id: Option<String>,
@@ -63,7 +89,7 @@ struct Progress {
     registration_state: Option<State>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct State {
     assigned_hub: Option<String>,
@@ -73,16 +99,17 @@ struct State {
     #[serde(alias = "message")]
     error_message: Option<String>,
     tracking_id: Option<String>,
+    tpm: Option<Value>,
 }
 
-/// Registers with a symmetric key and waits until DPS has decided; at most five minutes, or as long as the transport's patience.
+/// Registers and waits until DPS has decided; at most five minutes, or as long as the transport's patience.
 pub async fn register(
     transport: &Transport,
     registration: &Registration,
-    signer: &dyn Signer,
+    attestation: Attestation<'_>,
 ) -> Result<Assignment, Error> {
     let limit = DEADLINE.max(transport.retry().total);
-    tokio::time::timeout(limit, register_and_poll(transport, registration, signer))
+    tokio::time::timeout(limit, register_and_poll(transport, registration, attestation))
         .await
         .unwrap_or(Err(Error::NotAssignedInTime { limit }))
 }
@@ -90,27 +117,25 @@ pub async fn register(
 async fn register_and_poll(
     transport: &Transport,
     registration: &Registration,
-    signer: &dyn Signer,
+    attestation: Attestation<'_>,
 ) -> Result<Assignment, Error> {
-    let Registration { host, scope_id, registration_id, payload } = registration;
+    let Registration { host, scope_id, registration_id, .. } = registration;
+    if let Attestation::Tpm(tpm) = attestation {
+        tpm::import_challenge(transport, registration, tpm).await?;
+    }
     let audience = Audience::registration(scope_id, registration_id);
-    let credentials = Credentials { audience: &audience, signer };
-    let base = format!("/{}/registrations/{}", segment(scope_id), segment(registration_id));
-    let body = RegisterBody { registration_id, payload: payload.as_ref() };
-    let body =
-        serde_json::to_vec(&body).map_err(|source| Error::Unsendable { host: host.clone(), source: source.into() })?;
-    let mut call = Call {
-        method: Method::PUT,
-        host,
-        target: format!("{base}/register?api-version={API_VERSION}"),
-        if_match: None,
-        body: Some(Bytes::from(body)),
-    };
+    let credentials = attestation.signer().map(|signer| Credentials { audience: &audience, signer });
+    let base = registration.path();
+    let mut call = registration.call(None)?;
     let mut operation_id = None;
     loop {
-        let pause = match progress(transport, &call, &credentials).await {
+        let pause = match progress(transport, &call, credentials.as_ref()).await {
             Ok((progress, asked)) => {
-                if let Some(assignment) = decided(&progress)? {
+                if let Some(assignment) = decided(host, &progress)? {
+                    if let Attestation::Tpm(tpm) = attestation {
+                        let key = progress.registration_state.and_then(|state| state.tpm);
+                        tpm::import_hub_key(host, key, tpm).await?;
+                    }
                     return Ok(assignment);
                 }
                 operation_id = progress.operation_id.or(operation_id);
@@ -119,7 +144,7 @@ async fn register_and_poll(
             // DPS knows the operation; a lost poll loses nothing.
             Err(error) if error.is_offline() && operation_id.is_some() => {
                 tracing::warn!(host = host.as_str(), %error, "could not ask DPS for the registration's progress");
-                POLL_PAUSE
+                poll_pause(error.retry_after())
             }
             Err(error) => return Err(error),
         };
@@ -134,10 +159,31 @@ async fn register_and_poll(
     }
 }
 
+impl Registration {
+    fn path(&self) -> String {
+        format!("/{}/registrations/{}", segment(&self.scope_id), segment(&self.registration_id))
+    }
+
+    /// The call that begins it.
+    fn call(&self, tpm: Option<tpm::PublicKeys>) -> Result<Call<'_>, Error> {
+        let Self { host, registration_id, payload, .. } = self;
+        let body = RegisterBody { registration_id, tpm, payload: payload.as_ref() };
+        let unsendable = |source: serde_json::Error| Error::Unsendable { host: host.clone(), source: source.into() };
+        let body = serde_json::to_vec(&body).map_err(unsendable)?;
+        Ok(Call {
+            method: Method::PUT,
+            host,
+            target: format!("{}/register?api-version={API_VERSION}", self.path()),
+            if_match: None,
+            body: Some(Bytes::from(body)),
+        })
+    }
+}
+
 async fn progress(
     transport: &Transport,
     call: &Call<'_>,
-    credentials: &Credentials<'_>,
+    credentials: Option<&Credentials<'_>>,
 ) -> Result<(Progress, Option<Duration>), Error> {
     let (answer, _) = transport.send(call, credentials).await?;
     let asked = retry_after(&answer);
@@ -151,7 +197,7 @@ fn poll_pause(asked: Option<Duration>) -> Duration {
 }
 
 /// The end of a registration, or `None` while DPS is still at it.
-fn decided(progress: &Progress) -> Result<Option<Assignment>, Error> {
+fn decided(host: &str, progress: &Progress) -> Result<Option<Assignment>, Error> {
     let state = progress.registration_state.as_ref();
     let status = match progress.status.as_deref() {
         None | Some("assigning") => return Ok(None),
@@ -160,6 +206,13 @@ fn decided(progress: &Progress) -> Result<Option<Assignment>, Error> {
     if status == "assigned"
         && let Some(State { assigned_hub: Some(hub), device_id: Some(device_id), .. }) = state
     {
+        if !name::is_authority(hub) {
+            return Err(Error::malformed(host, format_args!("the device was assigned to {hub:?}, which is no host")));
+        }
+        if !name::is_device_id(device_id) {
+            let problem = format_args!("the device was assigned as {device_id:?}, which no hub allows");
+            return Err(Error::malformed(host, problem));
+        }
         return Ok(Some(Assignment { hub: hub.clone(), device_id: device_id.clone() }));
     }
     // Just registered and not looked at yet, as some versions call it.
@@ -222,7 +275,7 @@ mod tests {
             registration_id: "Dev/1".into(),
             payload: Some(serde_json::json!({"b": 1, "a": 2})),
         };
-        let outcome = register(&transport, &registration, &VectorKey).await;
+        let outcome = register(&transport, &registration, Attestation::Key(&VectorKey)).await;
         let requests = script.lock().unwrap().1.clone();
         (outcome, requests)
     }
@@ -248,6 +301,54 @@ mod tests {
             ]
         );
         assert!((10.0..12.1).contains(&begun.elapsed().as_secs_f64()), "{:?}", begun.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_poll_that_fails_is_repeated_when_dps_wants_it() {
+        let begun = Instant::now();
+        let (outcome, requests) = run(vec![
+            later("1", answer(202, r#"{"operationId":"op/1","status":"assigning"}"#)),
+            later("20", answer(429, "")),
+            answer(429, ""),
+            later("86400", answer(503, "")),
+            answer(200, ASSIGNED),
+        ])
+        .await;
+        assert_eq!((outcome.unwrap().device_id.as_str(), requests.len()), ("dev-1", 5));
+        // 1, 20, 30 and 60 s, and up to a fifth more of each.
+        assert!((111.0..133.3).contains(&begun.elapsed().as_secs_f64()), "{:?}", begun.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_assignment_that_cannot_be_is_not_believed() {
+        let assigned = |hub: &str, device_id: &str| {
+            let state = serde_json::json!({"assignedHub": hub, "deviceId": device_id});
+            serde_json::json!({"operationId": "o", "status": "assigned", "registrationState": state}).to_string()
+        };
+        let long = "x".repeat(100_000);
+        for (hub, device_id) in [
+            ("", "dev-1"),
+            ("not a host", "dev-1"),
+            ("evil\ncaused by: x", "dev-1"),
+            ("a/../b", "dev-1"),
+            (&long, "dev-1"),
+            ("hub.example", ""),
+            ("hub.example", "a/../b"),
+            ("hub.example", "x/y"),
+            ("hub.example", ".."),
+            ("hub.example", "a\nb"),
+            ("hub.example", &long),
+        ] {
+            let (outcome, _) = run(vec![answer(200, &assigned(hub, device_id))]).await;
+            let error = outcome.unwrap_err();
+            assert!(matches!(error, Error::Malformed { .. }) && !error.is_offline(), "{error:?}");
+            let cause = std::error::Error::source(&error).unwrap().to_string();
+            assert!(cause.len() < 1_000 && !cause.contains(char::is_control), "{cause:?}");
+        }
+        for hub in ["hub.example", "HUB-1.azure-devices.net:8443", "192.0.2.1", "[2001:db8::1]:8443"] {
+            let assignment = run(vec![answer(200, &assigned(hub, "dev#1"))]).await.0.unwrap();
+            assert_eq!(assignment, Assignment { hub: hub.into(), device_id: "dev#1".into() });
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -2,10 +2,14 @@
 
 use std::{fmt, time::Duration};
 
-use http::StatusCode;
+use http::{Response, StatusCode};
+use hyper::body::Bytes;
 use serde_json::{Map, Value};
 
-use crate::BoxError;
+use crate::{
+    BoxError,
+    transport::{ClockSkew, retry_after},
+};
 
 /// Why a call to the cloud has no result. Texts name the host and hold no token.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +46,14 @@ pub enum Error {
         /// What is wrong with it.
         source: BoxError,
     },
+    /// The server does not accept the client certificate, and says so by ending the connection.
+    #[error("{host} does not accept this device's certificate")]
+    CertificateRefused {
+        /// Host and port as the URL names them.
+        host: String,
+        /// The server's alert.
+        source: BoxError,
+    },
     /// No server can be trusted: TLS is not set up on this system.
     #[error("TLS cannot be used on this system")]
     Tls(#[source] BoxError),
@@ -70,6 +82,22 @@ pub enum Error {
         /// What is wrong with it.
         source: serde_json::Error,
     },
+    /// The answer has no end, or one that is too far. Another attempt would bring the same.
+    #[error("the answer from {host} is longer than {limit} bytes")]
+    TooLong {
+        /// Host and port as the URL names them.
+        host: String,
+        /// So many bytes were read.
+        limit: usize,
+    },
+    /// DPS does not challenge this TPM: it is not the one that was enrolled.
+    #[error("DPS has no enrollment of this TPM (of its endorsement key) as {registration_id:?}: {refusal}")]
+    TpmUnknown {
+        /// Name of the registration.
+        registration_id: String,
+        /// What DPS said.
+        refusal: Box<Refusal>,
+    },
     /// DPS decided, and not for a hub.
     #[error("{0}")]
     NotAssigned(NotAssigned),
@@ -79,9 +107,20 @@ pub enum Error {
         /// The time it had.
         limit: Duration,
     },
-    /// The device's key did not sign.
-    #[error("could not sign a token with the device's key")]
+    /// The device's key did not sign a token, or a TLS handshake.
+    #[error("could not sign with the device's key")]
     Signing(#[source] BoxError),
+    /// There is no client certificate, or no use of its key: nothing was sent.
+    #[error("could not use the device's certificate")]
+    Certificate(#[source] BoxError),
+    /// The TPM gave no public keys, or did not take a key.
+    #[error("could not {action}")]
+    Tpm {
+        /// What was wanted of it.
+        action: &'static str,
+        /// What its service said.
+        source: BoxError,
+    },
     /// The call cannot be written as a request.
     #[error("{host} cannot be called")]
     Unsendable {
@@ -111,10 +150,19 @@ impl Error {
         }
     }
 
-    /// Whether the hub does not know this device, or not by this key: it may have been moved to another hub.
+    /// Whether the hub does not know this device, or not by this key: it may have been moved to another hub. A token that a wrong clock made is
+    /// no reason to think so; a certificate was made by another clock.
     #[must_use]
     pub fn is_device_rejected(&self) -> bool {
-        let Self::Refused(Refusal { status, subject, network_error: false, .. }) = self else { return false };
+        if matches!(self, Self::CertificateRefused { .. }) {
+            return true;
+        }
+        let Self::Refused(Refusal { status, subject, network_error: false, clock_skew, .. }) = self else {
+            return false;
+        };
+        if clock_skew.is_some_and(|skew| skew.is_of_token) {
+            return false;
+        }
         match *status {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => true,
             StatusCode::NOT_FOUND => *subject == Subject::Device,
@@ -147,11 +195,21 @@ impl Error {
         matches!(self, Self::Untrusted { .. })
     }
 
+    /// The time for which a service that said no wants to be left alone.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Refused(refusal) => refusal.retry_after,
+            _ => None,
+        }
+    }
+
     /// The status of a service that said no.
     #[must_use]
     pub fn status(&self) -> Option<StatusCode> {
         match self {
             Self::Refused(refusal) => Some(refusal.status),
+            Self::TpmUnknown { refusal, .. } => Some(refusal.status),
             Self::Unexpected { status, .. } => Some(*status),
             _ => None,
         }
@@ -203,12 +261,25 @@ pub struct Refusal {
     pub tracking_id: Option<String>,
     /// A parent gateway says that the cloud is out of its reach.
     pub network_error: bool,
+    /// The time for which the service wants to be left alone.
+    pub retry_after: Option<Duration>,
+    /// How wrong this device's clock is, where that may explain why a token or a certificate was refused.
+    pub clock_skew: Option<ClockSkew>,
 }
 
 /// What both services call a device that is not there.
 const DEVICE_NOT_FOUND: [&str; 2] = ["404001", "DeviceNotFound"];
 
 impl Refusal {
+    /// Reads an answer with an error status.
+    pub(crate) fn of(answer: &Response<Bytes>, subject: Subject) -> Self {
+        Self {
+            retry_after: retry_after(answer),
+            clock_skew: answer.extensions().get().copied(),
+            ..Self::read(answer.status(), subject, answer.body())
+        }
+    }
+
     /// Reads an error body; all forms that hub, DPS and gateways send, and none.
     pub(crate) fn read(status: StatusCode, subject: Subject, body: &[u8]) -> Self {
         let mut refusal = Self {
@@ -218,6 +289,8 @@ impl Refusal {
             error_code: None,
             tracking_id: None,
             network_error: false,
+            retry_after: None,
+            clock_skew: None,
         };
         if let Ok(members) = serde_json::from_slice::<Map<String, Value>>(body) {
             refusal.take(&members);
@@ -267,7 +340,16 @@ impl fmt::Display for Refusal {
             self.tracking_id.as_ref().map(|id| format!("tracking id {id}")),
         ];
         let details: Vec<_> = details.into_iter().flatten().collect();
-        if details.is_empty() { Ok(()) } else { write!(formatter, " ({})", details.join(", ")) }
+        if !details.is_empty() {
+            write!(formatter, " ({})", details.join(", "))?;
+        }
+        match self.clock_skew.map(|skew| skew.seconds_behind) {
+            None => Ok(()),
+            Some(ahead) if ahead < 0 => {
+                write!(formatter, "; this device's clock is {} s ahead of the service's", ahead.unsigned_abs())
+            }
+            Some(behind) => write!(formatter, "; this device's clock is {behind} s behind the service's"),
+        }
     }
 }
 

@@ -110,18 +110,19 @@ pub struct Hub {
     gateway_host: String,
     device_id: String,
     audience: Audience,
-    signer: Arc<dyn Signer>,
+    signer: Option<Arc<dyn Signer>>,
 }
 
 impl Hub {
-    /// `hub_host` is in the tokens, `gateway_host` (the same unless nested) is called.
+    /// `hub_host` is in the tokens, `gateway_host` (the same unless nested) is called. Without a signer there are no tokens: the transport's
+    /// connections show the device's certificate.
     #[must_use]
     pub fn new(
         transport: Transport,
         hub_host: &str,
         gateway_host: &str,
         device_id: &str,
-        signer: Arc<dyn Signer>,
+        signer: Option<Arc<dyn Signer>>,
     ) -> Self {
         Self {
             transport,
@@ -181,7 +182,7 @@ impl Hub {
         if answer.status() == StatusCode::NO_CONTENT {
             return Ok(());
         }
-        let mut refusal = Refusal::read(answer.status(), Subject::Module, answer.body());
+        let mut refusal = Refusal::of(&answer, Subject::Module);
         refusal.text = format!("unexpected HTTP status code: {}", answer.status());
         let error = Error::Refused(refusal);
         if attempts > 1 && error.is_module_missing() { Ok(()) } else { Err(error) }
@@ -201,7 +202,8 @@ impl Hub {
         };
         let target = format!("{path}?api-version={API_VERSION}");
         let call = Call { method, host: &self.gateway_host, target, if_match, body };
-        self.transport.send(&call, &Credentials { audience: &self.audience, signer: &*self.signer }).await
+        let credentials = self.signer.as_deref().map(|signer| Credentials { audience: &self.audience, signer });
+        self.transport.send(&call, credentials.as_ref()).await
     }
 
     /// The module of an answer, which must be the one that was asked for. The hub tells ids apart by case.
@@ -278,7 +280,7 @@ mod tests {
             }
         };
         let transport = Transport::new(Arc::new(exchange), Transport::patience(Duration::from_secs(70), retries));
-        (Hub::new(transport, "hub.example", "gate.example:8443", "dev#1", Arc::new(VectorKey)), seen)
+        (Hub::new(transport, "hub.example", "gate.example:8443", "dev#1", Some(Arc::new(VectorKey))), seen)
     }
 
     fn lost() -> Error {

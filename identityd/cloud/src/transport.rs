@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use aziot_http::Retry;
+use aziot_http::{Retry, retry::LONGEST_RETRY_AFTER};
 use http::{HeaderValue, Method, Response, StatusCode, header};
 use hyper::body::Bytes;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
@@ -23,6 +23,13 @@ const COMPONENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(
 
 /// Pause after a 429 that asks for none: the services count requests by the minute, and an early repetition is counted as well.
 const THROTTLED_PAUSE: Duration = Duration::from_secs(30);
+
+/// Pause before a repetition where the service asks for none: at least this, and up to a span that doubles each time.
+const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
+const FIRST_SPAN: Duration = Duration::from_secs(8);
+const LONGEST_SPAN: Duration = Duration::from_secs(60);
+/// What is added to a pause that the service asks for is spread over a quarter of it, and at least over this.
+const LEAST_SPREAD: Duration = Duration::from_secs(5);
 
 /// A clock further off than this makes tokens fail.
 const TOLERATED_SKEW_SECONDS: u64 = 300;
@@ -50,7 +57,7 @@ pub(crate) struct Call<'a> {
     pub(crate) body: Option<Bytes>,
 }
 
-/// Who calls, and for what.
+/// Who calls, and for what, where that is proved by a token.
 pub(crate) struct Credentials<'a> {
     pub(crate) audience: &'a Audience,
     pub(crate) signer: &'a dyn Signer,
@@ -67,7 +74,7 @@ impl Transport {
     /// service asks for.
     #[must_use]
     pub fn patience(attempt: Duration, retries: u32) -> Retry {
-        let pauses = aziot_http::retry::LONGEST_RETRY_AFTER.saturating_mul(retries).saturating_mul(2);
+        let pauses = LONGEST_RETRY_AFTER.saturating_mul(retries).saturating_mul(2);
         Retry { retries, attempt, total: attempt.saturating_mul(retries.saturating_add(1)).saturating_add(pauses) }
     }
 
@@ -80,7 +87,7 @@ impl Transport {
     pub(crate) async fn send(
         &self,
         call: &Call<'_>,
-        credentials: &Credentials<'_>,
+        credentials: Option<&Credentials<'_>>,
     ) -> Result<(Response<Bytes>, u32), Error> {
         let begun = Instant::now();
         let mut done = 0;
@@ -91,15 +98,11 @@ impl Transport {
                 .unwrap_or_else(|_| Err(Error::TimedOut { host: call.host.to_owned(), limit: self.retry.attempt }));
             done += 1;
             let (why, asked) = match &outcome {
-                Ok(answer) if is_transient(answer.status()) => {
-                    let throttled = answer.status() == StatusCode::TOO_MANY_REQUESTS;
-                    let asked = retry_after(answer).or(throttled.then_some(THROTTLED_PAUSE));
-                    (answer.status().to_string(), asked)
-                }
+                Ok(answer) if is_transient(answer.status()) => (answer.status().to_string(), retry_after(answer)),
                 Err(error) if error.is_offline() => (error.to_string(), None),
                 _ => return outcome.map(|answer| (answer, done)),
             };
-            let Some(pause) = self.retry.pause(done, begun.elapsed(), asked) else {
+            let Some(pause) = self.pause(done, begun.elapsed(), asked) else {
                 return outcome.map(|answer| (answer, done));
             };
             tracing::warn!(
@@ -113,17 +116,34 @@ impl Transport {
         }
     }
 
-    async fn attempt(&self, call: &Call<'_>, credentials: &Credentials<'_>) -> Result<Response<Bytes>, Error> {
+    /// The pause before the next attempt, or `None` when the call has failed for good.
+    ///
+    /// Spread widely, and the more the longer it goes wrong: a fleet that lost its power or its hub in the same moment must not come back in
+    /// step. A wish of the service is a minimum.
+    fn pause(&self, done: u32, spent: Duration, asked: Option<Duration>) -> Option<Duration> {
+        if done > self.retry.retries {
+            return None;
+        }
+        let (least, span) = if let Some(asked) = asked.map(|asked| asked.min(LONGEST_RETRY_AFTER)) {
+            (asked, asked.div_f64(4.0).max(LEAST_SPREAD))
+        } else {
+            (SHORTEST_PAUSE, FIRST_SPAN.saturating_mul(1 << (done - 1).min(10)).min(LONGEST_SPAN))
+        };
+        let pause = least + span.mul_f64(fastrand::f64());
+        (spent + pause < self.retry.total).then_some(pause)
+    }
+
+    async fn attempt(&self, call: &Call<'_>, credentials: Option<&Credentials<'_>>) -> Result<Response<Bytes>, Error> {
         let unsendable = |source: http::Error| Error::Unsendable { host: call.host.to_owned(), source: source.into() };
-        let expiry = unix_seconds().saturating_add(sas::LIFETIME_SECONDS);
-        let token = sas::authorization(credentials.audience, credentials.signer, expiry).await?;
-        let mut token = HeaderValue::from_str(&token).map_err(|error| unsendable(error.into()))?;
-        token.set_sensitive(true);
         let uri = http::Uri::builder().scheme("https").authority(call.host).path_and_query(call.target.as_str());
-        let mut request = http::Request::builder()
-            .method(call.method.clone())
-            .uri(uri.build().map_err(unsendable)?)
-            .header(header::AUTHORIZATION, token);
+        let mut request = http::Request::builder().method(call.method.clone()).uri(uri.build().map_err(unsendable)?);
+        if let Some(credentials) = credentials {
+            let expiry = unix_seconds().saturating_add(sas::LIFETIME_SECONDS);
+            let token = sas::authorization(credentials.audience, credentials.signer, expiry).await?;
+            let mut token = HeaderValue::from_str(&token).map_err(|error| unsendable(error.into()))?;
+            token.set_sensitive(true);
+            request = request.header(header::AUTHORIZATION, token);
+        }
         if call.body.is_some() {
             request = request.header(header::CONTENT_TYPE, "application/json");
         }
@@ -131,11 +151,32 @@ impl Transport {
             request = request.header(header::IF_MATCH, etag);
         }
         let request = request.body(call.body.clone().unwrap_or_default()).map_err(unsendable)?;
-        let answer = self.exchange.exchange(request).await?;
-        if answer.status() == StatusCode::UNAUTHORIZED {
-            warn_of_wrong_clock(call.host, &answer);
+        let mut answer = self.exchange.exchange(request).await?;
+        if answer.status() == StatusCode::UNAUTHORIZED
+            && let Some(skew) = ClockSkew::of(&answer, credentials.is_some())
+        {
+            answer.extensions_mut().insert(skew);
         }
         Ok(answer)
+    }
+}
+
+/// How far this device's clock is from the service's. Stands beside the refusal of a token or a certificate: a common reason for one is a device
+/// without a battery for its clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClockSkew {
+    /// Seconds that this device is behind; negative: ahead.
+    pub seconds_behind: i64,
+    /// Whether a token was refused, which is good by this device's clock.
+    pub(crate) is_of_token: bool,
+}
+
+impl ClockSkew {
+    /// What the answer's `Date` tells, if that is more than tokens tolerate.
+    fn of(answer: &Response<Bytes>, is_of_token: bool) -> Option<Self> {
+        let date = answer.headers().get(header::DATE)?.to_str().ok()?;
+        let seconds_behind = seconds_of_date(date)?.checked_sub(i64::try_from(unix_seconds()).ok()?)?;
+        (seconds_behind.unsigned_abs() > TOLERATED_SKEW_SECONDS).then_some(Self { seconds_behind, is_of_token })
     }
 }
 
@@ -143,23 +184,16 @@ fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-/// Seconds of a `Retry-After` header, the only form these services send.
+/// For how long the service wants to be left alone. Seconds are the only form of `Retry-After` that these services send.
 pub(crate) fn retry_after(answer: &Response<Bytes>) -> Option<Duration> {
-    answer.headers().get(header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
-}
-
-/// Tokens carry a time; the most common reason for a refused one is a device without a battery for its clock.
-fn warn_of_wrong_clock(host: &str, answer: &Response<Bytes>) {
-    let date = answer.headers().get(header::DATE).and_then(|value| value.to_str().ok());
-    let skew_seconds = date.and_then(seconds_of_date).map_or(0, |theirs| theirs.abs_diff(unix_seconds()));
-    if skew_seconds > TOLERATED_SKEW_SECONDS {
-        tracing::warn!(host, skew_seconds, "the token was refused, and this device's clock differs from the service's");
-    }
+    let value = answer.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
+    let asked = value.and_then(|seconds| seconds.trim().parse().ok()).map(Duration::from_secs);
+    asked.or_else(|| (answer.status() == StatusCode::TOO_MANY_REQUESTS).then_some(THROTTLED_PAUSE))
 }
 
 /// A `Date` header as seconds since 1970.
-fn seconds_of_date(date: &str) -> Option<u64> {
-    u64::try_from(jiff::fmt::rfc2822::parse(date).ok()?.timestamp().as_second()).ok()
+fn seconds_of_date(date: &str) -> Option<i64> {
+    Some(jiff::fmt::rfc2822::parse(date).ok()?.timestamp().as_second())
 }
 
 /// The answer's body if its status is one of `expected`, else the service's own error.
@@ -171,7 +205,7 @@ pub(crate) fn success(
 ) -> Result<Bytes, Error> {
     let status = answer.status();
     if status.is_client_error() || status.is_server_error() {
-        return Err(Error::Refused(Refusal::read(status, subject, answer.body())));
+        return Err(Error::Refused(Refusal::of(&answer, subject)));
     }
     if !expected.contains(&status) {
         return Err(Error::Unexpected { expected: expected.iter().map(StatusCode::as_u16).collect(), status });
@@ -215,7 +249,7 @@ mod tests {
         let audience = Audience::device("hub", "device");
         let call = Call { method: Method::GET, host: "hub", target: "/devices".to_owned(), if_match: None, body: None };
         let begun = Instant::now();
-        let outcome = transport.send(&call, &Credentials { audience: &audience, signer: &VectorKey }).await;
+        let outcome = transport.send(&call, Some(&Credentials { audience: &audience, signer: &VectorKey })).await;
         assert!(script.lock().unwrap().is_empty(), "answers were left over");
         (outcome.map(|(answer, _)| answer), begun.elapsed())
     }
@@ -236,7 +270,7 @@ mod tests {
     async fn what_may_pass_is_repeated_and_nothing_else() {
         let (outcome, took) = run(1, vec![broken(), Ok(answer(200, None))]).await;
         assert_eq!(outcome.unwrap().status(), 200);
-        assert!((3.0..3.7).contains(&took.as_secs_f64()), "{took:?}");
+        assert!((1.0..9.1).contains(&took.as_secs_f64()), "{took:?}");
         let (outcome, _) = run(2, vec![Ok(answer(503, None)), Ok(answer(500, None)), Ok(answer(200, None))]).await;
         assert_eq!(outcome.unwrap().status(), 200);
         let (outcome, _) = run(1, vec![broken(), broken()]).await;
@@ -252,20 +286,65 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_service_says_how_long_to_wait_within_reason() {
         let (_, took) = run(1, vec![Ok(answer(429, Some("7"))), Ok(answer(200, None))]).await;
-        assert!((7.0..8.5).contains(&took.as_secs_f64()), "{took:?}");
+        assert!((7.0..12.1).contains(&took.as_secs_f64()), "{took:?}");
         // Nothing said: the hub counts by the minute.
         let (_, took) = run(1, vec![Ok(answer(429, None)), Ok(answer(200, None))]).await;
-        assert!((30.0..36.5).contains(&took.as_secs_f64()), "{took:?}");
+        assert!((30.0..37.6).contains(&took.as_secs_f64()), "{took:?}");
         let (_, took) = run(1, vec![Ok(answer(503, None)), Ok(answer(200, None))]).await;
-        assert!((3.0..4.0).contains(&took.as_secs_f64()), "{took:?}");
+        assert!((1.0..9.1).contains(&took.as_secs_f64()), "{took:?}");
         let (_, took) = run(1, vec![Ok(answer(429, Some("86400"))), Ok(answer(200, None))]).await;
-        assert!((60.0..73.0).contains(&took.as_secs_f64()), "{took:?}");
+        assert!((60.0..75.1).contains(&took.as_secs_f64()), "{took:?}");
+    }
+
+    #[test]
+    fn a_fleet_does_not_come_back_in_step() {
+        let exchange = |_| std::future::pending::<Result<Response<Bytes>, Error>>();
+        let transport = Transport::new(Arc::new(exchange), Transport::patience(Duration::from_secs(70), 5));
+        let pauses = |done, asked| {
+            let of_one = |_| transport.pause(done, Duration::ZERO, asked).unwrap().as_secs_f64();
+            let mut all: Vec<f64> = (0..1000).map(of_one).collect();
+            all.sort_by(f64::total_cmp);
+            all
+        };
+        // So much lies between the first tenth and the last.
+        for (done, asked, least, spread, cap) in [
+            (1, None, 1.0, 5.0, 9.0),
+            (2, None, 1.0, 10.0, 17.0),
+            (5, None, 1.0, 40.0, 61.0),
+            (1, Some(7), 7.0, 3.0, 12.0),
+            (1, Some(0), 0.0, 3.0, 5.0),
+            (1, Some(86_400), 60.0, 10.0, 75.0),
+        ] {
+            let all = pauses(done, asked.map(Duration::from_secs));
+            assert!(all[0] >= least && all[999] <= cap, "{done} {asked:?}: {} to {}", all[0], all[999]);
+            assert!(all[900] - all[100] >= spread, "{done} {asked:?}: {} to {}", all[100], all[900]);
+        }
+        assert!(transport.pause(6, Duration::ZERO, None).is_none());
     }
 
     #[test]
     fn the_services_clock_is_read() {
         assert_eq!(seconds_of_date("Sat, 21 Nov 2026 16:22:14 GMT"), Some(1_795_278_134));
         assert_eq!(seconds_of_date("yesterday"), None);
+    }
+
+    #[tokio::test]
+    async fn a_wrong_clock_is_told_beside_the_refusal_of_a_token_and_of_a_certificate() {
+        let exchange = |_| async {
+            let answer = Response::builder().status(401).header(header::DATE, "Wed, 21 Nov 2096 16:22:14 GMT");
+            Ok(answer.body(Bytes::new()).unwrap())
+        };
+        let transport = Transport::new(Arc::new(exchange), Transport::patience(Duration::from_secs(70), 1));
+        let audience = Audience::device("hub", "device");
+        let token = Credentials { audience: &audience, signer: &VectorKey };
+        let call = Call { method: Method::GET, host: "hub", target: "/".to_owned(), if_match: None, body: None };
+        // Which certificate is good, this device's clock does not decide.
+        for (credentials, is_rejected) in [(Some(&token), false), (None, true)] {
+            let (answer, _) = transport.send(&call, credentials).await.unwrap();
+            let error = success("hub", Subject::Device, &[StatusCode::OK], answer).unwrap_err();
+            assert!(error.to_string().contains("; this device's clock is "), "{error}");
+            assert_eq!(error.is_device_rejected(), is_rejected);
+        }
     }
 
     #[tokio::test(start_paused = true)]
@@ -275,7 +354,7 @@ mod tests {
         let audience = Audience::device("hub", "device");
         let call = Call { method: Method::GET, host: "hub", target: "/".to_owned(), if_match: None, body: None };
         let begun = Instant::now();
-        let outcome = transport.send(&call, &Credentials { audience: &audience, signer: &VectorKey }).await;
+        let outcome = transport.send(&call, Some(&Credentials { audience: &audience, signer: &VectorKey })).await;
         assert!(matches!(outcome, Err(Error::TimedOut { .. })));
         assert!(begun.elapsed() < Duration::from_secs(150));
     }

@@ -211,7 +211,7 @@ async fn a_device_without_its_key_says_so() {
     let (status, message) = service.error("GET", "/identities/identity", "").await;
     assert_eq!((status, message.as_str()), (404, "Key client error\ncaused by: a parameter has an invalid value"));
     let (status, message) = service.error("GET", "/identities/modules?type=aziot", "").await;
-    let unsigned = "Key client error\ncaused by: could not sign a token with the device's key";
+    let unsigned = "Key client error\ncaused by: could not sign with the device's key";
     assert_eq!((status, message.as_str()), (404, unsigned));
     assert_eq!(world.network.count("", "/"), 0, "nothing unsigned was sent");
 }

@@ -4,9 +4,12 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use super::world::{World, eventually};
+use super::world::{Service, World, eventually};
 
 const CREATE_M1: &str = r#"{"type":"aziot","moduleId":"m1"}"#;
+const M1: &str = "/identities/modules/m1?type=aziot";
+const GET_M1: &str = "GET /devices/dev-1/modules/m1";
+const PUT_M1: &str = "PUT /devices/dev-1/modules/m1";
 
 #[tokio::test]
 async fn a_restart_without_network_answers_from_the_state_and_catches_up_later() {
@@ -78,6 +81,89 @@ async fn a_module_deleted_in_the_cloud_does_not_live_on_in_the_state() {
     assert_eq!(service.error("GET", "/identities/modules/m1?type=aziot", "").await, gone);
 }
 
+/// A device with a module, and the same device elsewhere.
+async fn twice(world: &World) -> (Service, Service) {
+    let config = world.dps("dev-1", &world.daemon());
+    let service = world.start(&config).await;
+    service.json("POST", "/identities/modules", CREATE_M1).await;
+    (service, world.start(&config.replace("/identityd'", "/elsewhere'")).await)
+}
+
+async fn has_no_copy(world: &World, service: &Service) {
+    world.network.cut();
+    let gone = (404, "Hub client error\ncaused by: module m1 not found".to_owned());
+    assert_eq!(service.error("GET", M1, "").await, gone);
+}
+
+async fn delete(service: &Service) {
+    assert_eq!(service.send("DELETE", M1, "").await.status, 204);
+}
+
+#[tokio::test]
+async fn an_update_that_finds_the_module_gone_leaves_no_copy() {
+    let world = World::new().await;
+    let (service, elsewhere) = twice(&world).await;
+    let read = world.network.hold(GET_M1);
+    let meanwhile = async {
+        read.arrived().await;
+        delete(&elsewhere).await;
+        read.release();
+    };
+    let (updated, ()) = tokio::join!(service.error("PUT", M1, "{}"), meanwhile);
+    assert_eq!(updated.0, 404, "{updated:?}");
+    has_no_copy(&world, &service).await;
+}
+
+#[tokio::test]
+async fn an_update_that_finds_the_module_gone_after_a_collision_leaves_no_copy() {
+    let world = World::new().await;
+    let (service, elsewhere) = twice(&world).await;
+    let read = world.network.hold(GET_M1);
+    let meanwhile = async {
+        read.arrived().await;
+        elsewhere.json("PUT", M1, "{}").await;
+        let written = world.network.hold(PUT_M1);
+        read.release();
+        written.arrived().await;
+        delete(&elsewhere).await;
+        written.release();
+    };
+    let (updated, ()) = tokio::join!(service.error("PUT", M1, "{}"), meanwhile);
+    assert_eq!(updated.0, 404, "{updated:?}");
+    has_no_copy(&world, &service).await;
+}
+
+#[tokio::test]
+async fn a_creation_that_finds_the_module_gone_after_all_leaves_no_copy() {
+    let world = World::new().await;
+    let (service, elsewhere) = twice(&world).await;
+    let written = world.network.hold(PUT_M1);
+    let meanwhile = async {
+        written.arrived().await;
+        delete(&elsewhere).await;
+        written.release();
+    };
+    let (created, ()) = tokio::join!(service.error("POST", "/identities/modules", CREATE_M1), meanwhile);
+    assert_eq!(created.0, 404, "{created:?}");
+    has_no_copy(&world, &service).await;
+}
+
+#[tokio::test]
+async fn a_creation_that_ends_halfway_leaves_no_copy_of_the_former_module() {
+    let world = World::new().await;
+    let (service, elsewhere) = twice(&world).await;
+    delete(&elsewhere).await;
+    let written = world.network.hold(PUT_M1);
+    let meanwhile = async {
+        written.arrived().await;
+        world.network.cut();
+        written.release();
+    };
+    let (created, ()) = tokio::join!(service.error("POST", "/identities/modules", CREATE_M1), meanwhile);
+    assert_eq!(created.0, 404, "{created:?}");
+    has_no_copy(&world, &service).await;
+}
+
 #[tokio::test]
 async fn the_copies_come_first_where_they_are_preferred() {
     let world = World::new().await;
@@ -104,6 +190,36 @@ async fn a_silent_cloud_does_not_keep_the_copies_back() {
         timeout(PROMPTLY, service.json("GET", path, "")).await.expect(path);
     }
     world.network.mend();
+}
+
+#[tokio::test]
+async fn readers_wait_for_a_silent_cloud_once_and_not_each_time() {
+    let world = World::new().await;
+    let config = world.dps("dev-1", &world.daemon());
+    world.start(&config).await.json("POST", "/identities/modules", CREATE_M1).await;
+    world.network.cut();
+    let service = world.start(&config).await;
+    service.json("GET", M1, "").await;
+    // It was out of reach a moment ago: nobody waits to see whether it still is.
+    world.network.mend();
+    world.network.swallow("").await;
+    for path in [M1, "/identities/modules?type=aziot"] {
+        timeout(PROMPTLY, service.json("GET", path, "")).await.expect(path);
+    }
+    world.network.mend();
+}
+
+#[tokio::test]
+async fn a_cloud_that_is_back_is_believed_at_once() {
+    let world = World::new().await;
+    let (service, elsewhere) = twice(&world).await;
+    delete(&elsewhere).await;
+    world.network.cut();
+    service.json("GET", M1, "").await;
+    world.network.mend();
+    assert_eq!(service.error("GET", M1, "").await.0, 404);
+    world.network.cut();
+    assert_eq!(service.error("GET", M1, "").await.0, 404);
 }
 
 #[tokio::test]

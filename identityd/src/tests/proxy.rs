@@ -1,6 +1,6 @@
 //! The way to the cloud through an HTTP proxy.
 
-use aziot_identityd_cloud::Exchange as _;
+use aziot_identityd_cloud::{Exchange as _, TlsExchange};
 use aziot_pki::tls::roots_from_file;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional},

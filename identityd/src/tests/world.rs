@@ -1,147 +1,40 @@
 //! A device with its key service and its cloud, in one process and one folder.
 
+pub(super) mod gate;
+pub(super) mod network;
+pub(super) mod tpm;
+pub(super) mod x509;
+
 use std::{
     cell::RefCell,
+    fmt::Write as _,
     os::unix::fs::MetadataExt as _,
     path::PathBuf,
     rc::Rc,
-    sync::{
-        Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Mutex, atomic::Ordering},
     time::Duration,
 };
 
 use aziot_files::Mode;
 use aziot_http::{Endpoint, testing::RawReply, testing::TestServer};
-use aziot_identityd_cloud::{Error as CloudError, exchange::Exchanging};
-use aziot_pki::tls::roots_from_file;
+use aziot_pki::tls::{ClientIdentity, roots_from_file};
 use aziot_simulator::{Enrollments, Simulator};
 use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, UnixStream},
-    sync::Notify,
+    net::UnixStream,
     time::{Instant, timeout},
 };
 
 use super::super::*;
 use crate::reload;
 
+pub(super) use network::{Cable, Held, Network};
+
 const PATIENCE: Duration = Duration::from_secs(30);
 /// The device's key: 00 01 .. 1f.
-const DEVICE_KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+pub(super) const DEVICE_KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
 pub(super) const VERSION: &str = "api-version=2021-12-01";
-
-/// The network between device and cloud: it can be cut, and it remembers what went over it.
-pub(super) struct Network {
-    tls: TlsExchange,
-    cut: AtomicBool,
-    meddle: AtomicBool,
-    requests: Mutex<Vec<String>>,
-    lie: Mutex<Option<(String, &'static str)>>,
-    hole: Mutex<Option<(&'static str, TcpListener)>>,
-    held: Mutex<Option<(String, Arc<Held>)>>,
-}
-
-/// An answer that is on its way for as long as a test wants.
-#[derive(Default)]
-pub(super) struct Held {
-    arrived: Notify,
-    released: Notify,
-}
-
-impl Held {
-    /// Waits until the cloud has given the answer.
-    pub(super) async fn arrived(&self) {
-        timeout(PATIENCE, self.arrived.notified()).await.expect("the request is made");
-    }
-
-    /// Lets the answer through.
-    pub(super) fn release(&self) {
-        self.released.notify_one();
-    }
-}
-
-impl Exchange for Network {
-    fn exchange(&self, mut request: ::http::Request<hyper::body::Bytes>) -> Exchanging<'_> {
-        let line = format!("{} {}", request.method(), request.uri().path());
-        self.requests.lock().unwrap().push(line.clone());
-        if let Some((_, body)) = self.lie.lock().unwrap().as_ref().filter(|(lied, _)| *lied == line) {
-            let answer = ::http::Response::new(hyper::body::Bytes::from_static(body.as_bytes()));
-            return Box::pin(async move { Ok(answer) });
-        }
-        if let Some((end, listener)) = &*self.hole.lock().unwrap()
-            && line.ends_with(end)
-        {
-            let mut parts = std::mem::take(request.uri_mut()).into_parts();
-            let authority = format!("localhost:{}", listener.local_addr().unwrap().port());
-            parts.authority = Some(authority.parse().unwrap());
-            *request.uri_mut() = ::http::Uri::from_parts(parts).unwrap();
-        }
-        let held = self.held.lock().unwrap().take_if(|(awaited, _)| *awaited == line);
-        if let Some((_, held)) = held {
-            return Box::pin(async move {
-                let answer = self.tls.exchange(request).await;
-                held.arrived.notify_one();
-                held.released.notified().await;
-                answer
-            });
-        }
-        if self.cut.load(Ordering::SeqCst) {
-            let host = request.uri().host().unwrap().to_owned();
-            return Box::pin(async move { Err(CloudError::NotConnected { host, source: "the cable is out".into() }) });
-        }
-        if request.headers().contains_key("if-match") && self.meddle.swap(false, Ordering::SeqCst) {
-            return Box::pin(async move {
-                // The same change, made by somebody else a moment before.
-                assert_eq!(self.tls.exchange(request.clone()).await?.status(), 200);
-                self.tls.exchange(request).await
-            });
-        }
-        self.tls.exchange(request)
-    }
-}
-
-impl Network {
-    pub(super) fn cut(&self) {
-        self.cut.store(true, Ordering::SeqCst);
-    }
-
-    /// Somebody else changes what the next conditional request is about, just before it.
-    pub(super) fn meddle_once(&self) {
-        self.meddle.store(true, Ordering::SeqCst);
-    }
-
-    pub(super) fn mend(&self) {
-        self.cut.store(false, Ordering::SeqCst);
-        *self.hole.lock().unwrap() = None;
-    }
-
-    /// Requests whose path ends so connect and are never answered, as behind a firewall that swallows packets.
-    pub(super) async fn swallow(&self, end: &'static str) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        *self.hole.lock().unwrap() = Some((end, listener));
-    }
-
-    /// The cloud gives this answer to all requests of this method and path.
-    pub(super) fn lie(&self, line: &str, body: &'static str) {
-        *self.lie.lock().unwrap() = Some((line.to_owned(), body));
-    }
-
-    /// Holds the answer to the next request of this method and path.
-    pub(super) fn hold(&self, line: &str) -> Arc<Held> {
-        let held = Arc::new(Held::default());
-        *self.held.lock().unwrap() = Some((line.to_owned(), Arc::clone(&held)));
-        held
-    }
-
-    /// How many requests of this method had this in their path.
-    pub(super) fn count(&self, method: &str, part: &str) -> usize {
-        let fits = |line: &&String| line.starts_with(method) && line.contains(part);
-        self.requests.lock().unwrap().iter().filter(fits).count()
-    }
-}
 
 thread_local! {
     /// Folders of this thread's test. They go when the thread ends: after the test's runtime, whose last blocking task would
@@ -171,34 +64,36 @@ pub(super) struct Service {
 
 impl World {
     pub(super) async fn new() -> Self {
+        Self::with_cloud(|_| {}).await
+    }
+
+    /// A world whose cloud has other settings than usual.
+    pub(super) async fn with_cloud(change: impl FnOnce(&mut aziot_simulator::Settings)) -> Self {
         let folder = Rc::new(tempfile::tempdir().unwrap());
         FOLDERS.with_borrow_mut(|folders| folders.push(Rc::clone(&folder)));
         let shutdown = Shutdown::new();
         let mut tasks = JoinSet::new();
+        let authority = Authority::new();
+        aziot_files::write(folder.path().join("local-ca.key.pem"), Mode::PRIVATE, authority.key).unwrap();
+        aziot_files::write(folder.path().join("local-ca.pem"), Mode::PRIVATE, authority.certificate).unwrap();
 
         let mut enrollments = Enrollments::default();
         for registration_id in ["dev-1", "dev-2"] {
             enrollments.add_argument(&format!("{registration_id}:{DEVICE_KEY}")).unwrap();
         }
-        let settings = aziot_simulator::Settings {
+        let mut settings = aziot_simulator::Settings {
             folder: Some(folder.path().join("cloud")),
             enrollments,
             assigning_polls: 0,
             ..aziot_simulator::Settings::default()
         };
+        change(&mut settings);
         let simulator = Simulator::start(settings).await.unwrap();
         let port = simulator.address().port();
         tasks.spawn(simulator.run(shutdown.clone()));
         let roots = Roots::Only(roots_from_file(&folder.path().join("cloud/ca.pem")).unwrap());
-        let network = Arc::new(Network {
-            tls: TlsExchange::new(roots, None),
-            cut: AtomicBool::new(false),
-            meddle: AtomicBool::new(false),
-            requests: Mutex::default(),
-            lie: Mutex::default(),
-            hole: Mutex::default(),
-            held: Mutex::default(),
-        });
+        let exchanges = TlsExchanges::new(roots, None);
+        let network = Network::new(exchanges);
 
         let world = Self { folder, tasks, shutdown, port, network, longest_attempt: None };
         world.start_keyd().await
@@ -210,11 +105,14 @@ impl World {
         aziot_files::write(path("device-id"), Mode::PRIVATE, STANDARD.decode(DEVICE_KEY).unwrap()).unwrap();
         let _ = aziot_files::create_directory(path("keyd"), Mode::PRIVATE_DIRECTORY).unwrap();
         let config = format!(
-            "[aziot_keys]\nhomedir_path = '{home}'\n[preloaded_keys]\ndevice-id = 'file://{key}'\n\
-             [[principal]]\nuid = {uid}\nkeys = ['device-id', 'aziot_identityd_master_id']\n\
+            "max_requests = 1000\n[aziot_keys]\nhomedir_path = '{home}'\n[preloaded_keys]\n\
+             device-id = 'file://{key}'\nlocal-ca = 'file://{authority}'\npreloaded = 'file://{preloaded}'\n\
+             [[principal]]\nuid = {uid}\nkeys = ['device-id', 'local-ca', 'aziot_identityd_master_id', 'identity', 'identity-temp', 'preloaded']\n\
              [endpoints]\naziot_keyd = 'unix://{socket}'\n",
             home = path("keyd").display(),
             key = path("device-id").display(),
+            authority = path("local-ca.key.pem").display(),
+            preloaded = path("preloaded.key.pem").display(),
             uid = self.uid(),
             socket = path("keyd.sock").display(),
         );
@@ -224,6 +122,35 @@ impl World {
         let socket = path("keyd.sock");
         self.tasks.spawn(async move { run.await.unwrap() });
         eventually("keyd listens", async || UnixStream::connect(&socket).await.is_ok()).await;
+        self
+    }
+
+    /// Starts the certificate service too, with a CA of its own that issues any certificate but `unissued`, and whose key is in the key service.
+    pub(super) async fn start_certd(mut self) -> Self {
+        let path = |name: &str| self.folder.path().join(name);
+        let _ = aziot_files::create_directory(path("certd"), Mode::PRIVATE_DIRECTORY).unwrap();
+        let long = format!("{}.{}", "m".repeat(40), "n".repeat(40));
+        let mut issuance = String::new();
+        for id in ["worker", "server", "free", "identity", "identity-temp", &long] {
+            writeln!(issuance, "'{id}' = {{ method = 'local_ca' }}").unwrap();
+        }
+        let config = format!(
+            "homedir_path = '{home}'\n[preloaded_certs]\nlocal-ca = 'file://{authority}'\n\
+             [cert_issuance]\nlocal_ca = {{ cert = 'local-ca', pk = 'local-ca' }}\n{issuance}\
+             [[principal]]\nuid = {uid}\ncerts = ['*']\n\
+             [endpoints]\naziot_certd = 'unix://{socket}'\naziot_keyd = 'unix://{keyd}'\n",
+            home = path("certd").display(),
+            authority = path("local-ca.pem").display(),
+            uid = self.uid(),
+            socket = path("certd.sock").display(),
+            keyd = path("keyd.sock").display(),
+        );
+        aziot_files::write(path("certd.toml"), Mode::PRIVATE, config).unwrap();
+        let sources = Sources { main: path("certd.toml"), directory: path("certd.d") };
+        let run = aziot_certd::run(sources, Activation::from_environment().unwrap(), self.shutdown.clone());
+        let socket = path("certd.sock");
+        self.tasks.spawn(async move { run.await.unwrap() });
+        eventually("certd listens", async || UnixStream::connect(&socket).await.is_ok()).await;
         self
     }
 
@@ -264,9 +191,12 @@ impl World {
     pub(super) fn head(&self) -> String {
         format!(
             "hostname = 'edge'\nhomedir = '{}'\ncloud_retries = 0\n\
-             endpoints = {{ aziot_keyd = 'unix://{}' }}\n[provisioning]\n",
+             endpoints = {{ aziot_keyd = 'unix://{}', aziot_certd = 'unix://{}', aziot_tpmd = 'unix://{}' }}\n\
+             [provisioning]\n",
             self.home().display(),
-            self.folder.path().join("keyd.sock").display()
+            self.folder.path().join("keyd.sock").display(),
+            self.folder.path().join("certd.sock").display(),
+            self.folder.path().join("tpmd.sock").display()
         )
     }
 
@@ -281,14 +211,12 @@ impl World {
             Sources { main: self.folder.path().join("identityd.toml"), directory: self.folder.path().join("none.d") };
         aziot_files::write(&sources.main, Mode::PRIVATE, config).unwrap();
         let settings = Settings::new(aziot_config::load(&sources).unwrap().value).unwrap();
-        let endpoint = settings.config.endpoints.aziot_keyd.clone();
-        let keys = Keys::new(aziot_keyd_api::client(&endpoint, Retry::local(0)).unwrap());
+        let services = services(&settings.config.endpoints, 0, Arc::new(Cable(Arc::clone(&self.network)))).unwrap();
         let state = open_state(&settings.config.homedir).await.unwrap();
         let settings = settings.share();
-        let exchange: Arc<dyn Exchange> = Arc::clone(&self.network) as _;
-        let (identities, mut schedule) = assemble(Arc::clone(&settings), keys, state, exchange);
+        let (identities, mut schedule) = assemble(Arc::clone(&settings), services, state);
         let mut tasks = JoinSet::new();
-        schedule.longest_attempt = self.longest_attempt.unwrap_or(schedule.longest_attempt);
+        schedule.attempts.longest = self.longest_attempt.unwrap_or(schedule.attempts.longest);
         tasks.spawn(schedule.run());
         let identities = Arc::new(identities);
         let server = TestServer::start(http::service(Arc::clone(&identities)).into_routes());
@@ -360,6 +288,42 @@ impl Service {
         if let Ok(loaded) = aziot_config::load(&self.sources) {
             let _ = reload::apply(loaded.value, Arc::clone(&self.settings), self.identities.wishes.clone()).await;
         }
+    }
+}
+
+/// A certification authority, PEM.
+struct Authority {
+    key: Vec<u8>,
+    certificate: Vec<u8>,
+}
+
+impl Authority {
+    fn new() -> Self {
+        use openssl::{
+            asn1::Asn1Time,
+            bn::BigNum,
+            ec::{EcGroup, EcKey},
+            hash::MessageDigest,
+            nid::Nid,
+            pkey::PKey,
+            x509::{X509, X509Name, extension::BasicConstraints},
+        };
+        let group = EcGroup::from_curve_name(Nid::X9_62_PRIME256V1).unwrap();
+        let key = PKey::from_ec_key(EcKey::generate(&group).unwrap()).unwrap();
+        let mut name = X509Name::builder().unwrap();
+        name.append_entry_by_nid(Nid::COMMONNAME, "local CA").unwrap();
+        let name = name.build();
+        let mut certificate = X509::builder().unwrap();
+        certificate.set_version(2).unwrap();
+        certificate.set_serial_number(&BigNum::from_u32(1).unwrap().to_asn1_integer().unwrap()).unwrap();
+        certificate.set_subject_name(&name).unwrap();
+        certificate.set_issuer_name(&name).unwrap();
+        certificate.set_pubkey(&key).unwrap();
+        certificate.set_not_before(&Asn1Time::from_unix(0).unwrap()).unwrap();
+        certificate.set_not_after(&Asn1Time::days_from_now(365).unwrap()).unwrap();
+        certificate.append_extension(BasicConstraints::new().critical().ca().build().unwrap()).unwrap();
+        certificate.sign(&key, MessageDigest::sha256()).unwrap();
+        Self { key: key.private_key_to_pem_pkcs8().unwrap(), certificate: certificate.build().to_pem().unwrap() }
     }
 }
 

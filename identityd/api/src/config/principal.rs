@@ -56,7 +56,7 @@ pub enum LocalIdType {
 }
 
 /// What the certificate of a local identity is for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CertificateUse {
     /// For TLS clients.

@@ -51,6 +51,8 @@ pub enum ManualAuthentication {
         identity_pk: String,
         /// Attributes of its subject; the common name is always the device id.
         csr_subject: Option<Subject>,
+        /// When it is renewed; absent: never. An addition of ours: the public service renews certificates for DPS only.
+        identity_auto_renew: Option<AutoRenew>,
     },
 }
 
@@ -277,6 +279,7 @@ struct RawAuthentication {
     identity_cert: Option<String>,
     identity_pk: Option<String>,
     csr_subject: Option<Subject>,
+    identity_auto_renew: Option<AutoRenew>,
 }
 
 impl TryFrom<RawAuthentication> for ManualAuthentication {
@@ -295,6 +298,7 @@ impl TryFrom<RawAuthentication> for ManualAuthentication {
                     identity_cert: raw.identity_cert.ok_or(missing("identity_cert"))?,
                     identity_pk: raw.identity_pk.ok_or(missing("identity_pk"))?,
                     csr_subject: raw.csr_subject,
+                    identity_auto_renew: raw.identity_auto_renew,
                 })
             }
         }
@@ -310,13 +314,15 @@ impl From<ManualAuthentication> for RawAuthentication {
                 identity_cert: None,
                 identity_pk: None,
                 csr_subject: None,
+                identity_auto_renew: None,
             },
-            ManualAuthentication::X509 { identity_cert, identity_pk, csr_subject } => Self {
+            ManualAuthentication::X509 { identity_cert, identity_pk, csr_subject, identity_auto_renew } => Self {
                 method: AuthenticationMethod::X509,
                 device_id_pk: None,
                 identity_cert: Some(identity_cert),
                 identity_pk: Some(identity_pk),
                 csr_subject,
+                identity_auto_renew,
             },
         }
     }

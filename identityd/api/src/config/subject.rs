@@ -27,6 +27,16 @@ impl Subject {
             Self::Attributes(attributes) => attributes.get(COMMON_NAME).map_or("", String::as_str),
         }
     }
+
+    /// The attributes beside the common name, in alphabetical order.
+    pub fn other_attributes(&self) -> impl Iterator<Item = (&str, &str)> {
+        let attributes = match self {
+            Self::CommonName(_) => None,
+            Self::Attributes(attributes) => Some(attributes),
+        };
+        let all = attributes.into_iter().flatten();
+        all.map(|(name, value)| (name.as_str(), value.as_str())).filter(|(name, _)| *name != COMMON_NAME)
+    }
 }
 
 impl Serialize for Subject {

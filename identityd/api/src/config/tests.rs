@@ -83,6 +83,10 @@ fn every_kind_is_read_and_written_back() {
         format!(
             "{manual}method = 'x509'\nidentity_cert = 'c'\nidentity_pk = 'k'\ncsr_subject = {{ cn = 'd', O = 'Acme' }}"
         ),
+        format!(
+            "{manual}method = 'x509'\nidentity_cert = 'c'\nidentity_pk = 'k'\n\
+             identity_auto_renew = {{ rotate_key = false, threshold = '10day', retry = '4%' }}"
+        ),
         format!("{dps}method = 'tpm'\nregistration_id = 'r'"),
         format!("{dps}method = 'x509'\nidentity_cert = 'c'\nidentity_pk = 'k'"),
         format!(
