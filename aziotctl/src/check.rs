@@ -18,7 +18,7 @@ use crate::finding::Findings;
 use crate::secret_text::SecretText;
 use crate::settings::{self, Settings};
 use crate::super_config::foreign::EDGE_KEYS;
-use crate::super_config::{Endpoints, SuperConfig, UriOrIds};
+use crate::super_config::{SuperConfig, UriOrIds};
 
 /// The settings, unless something makes the file unusable, and all that is to be said.
 #[must_use]
@@ -49,21 +49,14 @@ fn settings(config: SuperConfig, findings: &mut Findings) -> Option<Settings> {
     let has_library = config.aziot_keys.contains_key("pkcs11_lib_path");
     let preloaded_keys = preloaded_keys(&config.preloaded_keys, has_library, findings);
     let preloaded_certs = preloaded_certs(&config.preloaded_certs, findings);
-    let est = config.cert_issuance.est.map(|est| certificates::est(est, findings));
-    let local_ca = config.cert_issuance.local_ca.and_then(|local_ca| {
-        let default_url = est.as_ref().is_some_and(|est| est.urls.contains_key("default"));
-        let own_url = est.as_ref().is_some_and(|est| est.urls.contains_key("local-ca"));
-        certificates::local_ca(local_ca, default_url || own_url, findings)
+    let issuance = &config.cert_issuance;
+    let est = issuance.est.as_ref().map(|est| certificates::est(est, findings));
+    let local_ca = issuance.local_ca.as_ref().and_then(|local_ca| {
+        certificates::local_ca(local_ca, certificates::Issuers::of(&config, "local-ca"), findings)
     });
     check_aziot_keys(&config.aziot_keys, findings);
-    if config.tpm.is_some() {
-        findings.warn(&["tpm"], "this version has no TPM service yet; the table is ignored");
-    }
     if config.update.is_some() {
         findings.warn(&["update"], "this version has no update service yet; the table is ignored");
-    }
-    if config.aziot_max_requests.tpmd.is_some() {
-        findings.warn(&["aziot_max_requests", "tpmd"], "this version has no TPM service yet; the limit is ignored");
     }
     let max_requests = &config.aziot_max_requests;
     Some(Settings {
@@ -79,10 +72,21 @@ fn settings(config: SuperConfig, findings: &mut Findings) -> Option<Settings> {
         preloaded_certs,
         est,
         local_ca,
+        tpm: settings::Tpm {
+            tcti: config.tpm.tcti,
+            auth_key_index: config.tpm.auth_key_index,
+            hierarchy_authorization: config.tpm.hierarchy_authorization,
+        },
         keyd_max_requests: limit(findings, "keyd", max_requests.keyd),
         certd_max_requests: limit(findings, "certd", max_requests.certd),
         identityd_max_requests: limit(findings, "identityd", max_requests.identityd),
-        endpoints: endpoints(config.endpoints, findings),
+        tpmd_max_requests: limit(findings, "tpmd", max_requests.tpmd),
+        endpoints: settings::Endpoints {
+            keyd: config.endpoints.aziot_keyd,
+            certd: config.endpoints.aziot_certd,
+            identityd: config.endpoints.aziot_identityd,
+            tpmd: config.endpoints.aziot_tpmd,
+        },
     })
 }
 
@@ -118,17 +122,6 @@ fn limit(findings: &mut Findings, service: &str, limit: Option<u64>) -> MaxReque
         findings.warn(&["aziot_max_requests", service], message);
         MaxRequests::default()
     })
-}
-
-fn endpoints(endpoints: Endpoints, findings: &mut Findings) -> settings::Endpoints {
-    if endpoints.aziot_tpmd.is_some() {
-        findings.warn(&["endpoints", "aziot_tpmd"], "this version has no TPM service yet; the endpoint is ignored");
-    }
-    settings::Endpoints {
-        keyd: endpoints.aziot_keyd,
-        certd: endpoints.aziot_certd,
-        identityd: endpoints.aziot_identityd,
-    }
 }
 
 const NEEDS_LIBRARY: &str = "a token is reached through a PKCS#11 library: set `pkcs11_lib_path` in [aziot_keys]";

@@ -31,9 +31,9 @@ use crate::failure::Failure;
 
 /// Configures the security services of an IoT device
 ///
-/// The services are keyd (keys), certd (certificates) and identityd (identities). One file,
-/// the super-config /etc/aziot/config.toml, says everything; `aziotctl config apply` turns it
-/// into the configuration of each service.
+/// The services are keyd (keys), certd (certificates), identityd (identities) and tpmd (the
+/// TPM). One file, the super-config /etc/aziot/config.toml, says everything; `aziotctl config
+/// apply` turns it into the configuration of each service.
 #[derive(Parser)]
 #[command(
     name = "aziotctl",

@@ -19,11 +19,13 @@ pub enum Service {
     Certd,
     /// Identities.
     Identityd,
+    /// The TPM.
+    Tpmd,
 }
 
 impl Service {
     /// All of them, in the order in which their files are written.
-    pub const ALL: [Self; 3] = [Self::Keyd, Self::Certd, Self::Identityd];
+    pub const ALL: [Self; 4] = [Self::Keyd, Self::Certd, Self::Identityd, Self::Tpmd];
 
     /// The short name, as in paths: `keyd`.
     #[must_use]
@@ -32,6 +34,7 @@ impl Service {
             Self::Keyd => "keyd",
             Self::Certd => "certd",
             Self::Identityd => "identityd",
+            Self::Tpmd => "tpmd",
         }
     }
 
@@ -42,6 +45,7 @@ impl Service {
             Self::Keyd => "aziotks",
             Self::Certd => "aziotcs",
             Self::Identityd => "aziotid",
+            Self::Tpmd => "aziottpm",
         }
     }
 }

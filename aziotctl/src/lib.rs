@@ -12,6 +12,7 @@ pub mod failure;
 pub mod finding;
 pub mod generate;
 pub mod layout;
+pub mod named_files;
 pub mod pending;
 pub mod plan;
 pub mod position;

@@ -104,6 +104,7 @@ impl Plan {
                 Service::Keyd => texts(service, &generated.keyd),
                 Service::Certd => texts(service, &generated.certd),
                 Service::Identityd => texts(service, &generated.identityd),
+                Service::Tpmd => texts(service, &generated.tpmd),
             }?;
             files.push(file(service, layout.service_config(service), text, presentable));
         }
@@ -159,15 +160,18 @@ fn texts<T: Serialize>(service: Service, config: &T) -> Result<(Zeroizing<Vec<u8
     Ok((text, [HEADER, &presentable].concat()))
 }
 
-/// Puts the mask over passwords and PINs.
+/// Puts the mask over passwords, PINs and what a TPM asks for.
 fn mask(value: &mut toml::Value) {
+    let hidden = || toml::Value::String(MASK.to_owned());
     match value {
         toml::Value::Table(table) => {
             for (key, value) in table {
-                if key == "password" {
-                    *value = toml::Value::String(MASK.to_owned());
-                } else {
-                    mask(value);
+                match (key.as_str(), value) {
+                    ("password", value) => *value = hidden(),
+                    ("hierarchy_authorization", toml::Value::Table(hierarchies)) => {
+                        hierarchies.iter_mut().for_each(|(_, value)| *value = hidden());
+                    }
+                    (_, value) => mask(value),
                 }
             }
         }
@@ -201,10 +205,17 @@ mod tests {
     #[test]
     fn secrets_are_masked_and_all_else_is_shown() {
         let config: toml::Table =
-            "a = 1\nk = [{ password = 'hunter2' }, 'pkcs11:token=t?pin-value=1234']".parse().unwrap();
+            "a = 1\nk = [{ password = 'hunter2' }, 'pkcs11:token=t?pin-value=1234']\n[hierarchy_authorization]\nowner = 'hunter2'\n\
+             endorsement = { hex = 'hunter2' }"
+                .parse()
+                .unwrap();
         let (text, presentable) = texts(Service::Certd, &config).unwrap();
         assert!(String::from_utf8(text.to_vec()).unwrap().contains("hunter2"));
         assert!(!presentable.contains("hunter2") && !presentable.contains("1234"), "{presentable}");
+        assert!(
+            presentable.contains("owner = \"***\"") && presentable.contains("endorsement = \"***\""),
+            "{presentable}"
+        );
         assert!(presentable.contains("a = 1") && presentable.contains("pkcs11:token=t?pin-value=***"), "{presentable}");
     }
 }

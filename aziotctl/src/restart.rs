@@ -13,7 +13,7 @@ use crate::process::{self, ProcessError};
 const SYSTEMCTL_LIMIT: Duration = Duration::from_secs(150);
 
 /// The order in which services are stopped and sockets started.
-const ORDER: [Service; 3] = [Service::Identityd, Service::Keyd, Service::Certd];
+const ORDER: [Service; 4] = [Service::Identityd, Service::Keyd, Service::Certd, Service::Tpmd];
 
 /// A unit that could not be stopped or started.
 #[derive(Debug, thiserror::Error)]
@@ -122,18 +122,21 @@ mod tests {
                 "stop aziot-identityd.service",
                 "stop aziot-keyd.service",
                 "stop aziot-certd.service",
+                "stop aziot-tpmd.service",
                 "start aziot-identityd.socket",
                 "start aziot-keyd.socket",
                 "start aziot-certd.socket",
+                "start aziot-tpmd.socket",
                 "start aziot-identityd.service",
             ]
         );
     }
 
-    const STARTS: [&str; 4] = [
+    const STARTS: [&str; 5] = [
         "start aziot-identityd.socket",
         "start aziot-keyd.socket",
         "start aziot-certd.socket",
+        "start aziot-tpmd.socket",
         "start aziot-identityd.service",
     ];
 
@@ -166,13 +169,13 @@ mod tests {
             Ok(())
         })
         .unwrap();
-        assert_eq!((count, pending.services()), (7, vec![]));
+        assert_eq!((count, pending.services()), (9, vec![]));
     }
 
     #[test]
     fn a_step_that_fails_stops_no_other_and_leaves_the_marker() {
         for (failing, failed) in
-            [("stop aziot-keyd.service", "aziot-keyd.service"), (STARTS[3], "aziot-identityd.service")]
+            [("stop aziot-keyd.service", "aziot-keyd.service"), (STARTS[4], "aziot-identityd.service")]
         {
             let folder = tempfile::tempdir().unwrap();
             let pending = pending(&folder);
@@ -182,7 +185,7 @@ mod tests {
                 if format!("{} {}", step.verb, step.unit) == failing { refused(step) } else { Ok(()) }
             });
             assert!(matches!(outcome, Err(Unfinished::Units(units)) if units == [failed]));
-            assert_eq!((count, pending.services()), (5, vec![Service::Keyd]));
+            assert_eq!((count, pending.services()), (6, vec![Service::Keyd]));
         }
     }
 

@@ -10,6 +10,7 @@ use aziot_http::server::MaxRequests;
 use aziot_http::{Endpoint, SecretBytes};
 use aziot_identityd_api::config::{CloudRetries, CloudTimeout, DpsEndpoint};
 use aziot_keys::KeyUri;
+use aziot_tpmd_api::config::{AuthKeyIndex, HierarchyAuthorization, Tcti};
 use url::Url;
 
 use crate::secret_text::SecretText;
@@ -41,12 +42,16 @@ pub struct Settings {
     pub est: Option<Est>,
     /// The device's own CA.
     pub local_ca: Option<LocalCa>,
+    /// The TPM.
+    pub tpm: Tpm,
     /// Of the key service.
     pub keyd_max_requests: MaxRequests,
     /// Of the certificate service.
     pub certd_max_requests: MaxRequests,
     /// Of the identity service.
     pub identityd_max_requests: MaxRequests,
+    /// Of the TPM service.
+    pub tpmd_max_requests: MaxRequests,
     /// Where the services listen, as far as the user says so.
     pub endpoints: Endpoints,
 }
@@ -60,8 +65,8 @@ pub enum Provisioning {
         iothub_hostname: String,
         /// The device's name at the hub.
         device_id: String,
-        /// The device's key.
-        key: SymmetricKey,
+        /// What the device proves its name with.
+        authentication: Authentication,
     },
     /// The Device Provisioning Service says both.
     Dps {
@@ -69,15 +74,93 @@ pub enum Provisioning {
         global_endpoint: DpsEndpoint,
         /// The owner's scope.
         id_scope: String,
-        /// The device's name at DPS.
-        registration_id: String,
-        /// The device's key.
-        key: SymmetricKey,
+        /// What the device proves its name with.
+        attestation: Attestation,
         /// JSON file that is sent along.
         payload: Option<Url>,
     },
     /// The device has local identities only.
     None,
+}
+
+impl Provisioning {
+    /// The symmetric key that the device proves itself with, if it does so.
+    #[must_use]
+    pub fn symmetric_key(&self) -> Option<&SymmetricKey> {
+        match self {
+            Self::Manual { authentication: Authentication::Sas(key), .. }
+            | Self::Dps { attestation: Attestation::SymmetricKey { key, .. }, .. } => Some(key),
+            Self::Manual { .. } | Self::Dps { .. } | Self::None => None,
+        }
+    }
+
+    /// The certificate that the device proves itself with, if it does so.
+    #[must_use]
+    pub fn certificate(&self) -> Option<&DeviceCertificate> {
+        match self {
+            Self::Manual { authentication: Authentication::X509(certificate), .. }
+            | Self::Dps { attestation: Attestation::X509 { certificate, .. }, .. } => Some(certificate),
+            Self::Manual { .. } | Self::Dps { .. } | Self::None => None,
+        }
+    }
+}
+
+/// What a device proves its name to the hub with.
+#[derive(Debug)]
+pub enum Authentication {
+    /// Tokens signed with its key.
+    Sas(SymmetricKey),
+    /// A certificate.
+    X509(DeviceCertificate),
+}
+
+/// What a device proves its name to DPS with.
+#[derive(Debug)]
+pub enum Attestation {
+    /// Tokens signed with its key.
+    SymmetricKey {
+        /// Its name at DPS.
+        registration_id: String,
+        /// The key.
+        key: SymmetricKey,
+    },
+    /// A certificate.
+    X509 {
+        /// Its name at DPS; absent: the certificate's common name.
+        registration_id: Option<String>,
+        /// The certificate.
+        certificate: DeviceCertificate,
+    },
+    /// The TPM's endorsement key.
+    Tpm {
+        /// Its name at DPS.
+        registration_id: String,
+    },
+}
+
+/// The device's own certificate and where its key comes from.
+#[derive(Debug)]
+pub enum DeviceCertificate {
+    /// Both are on the device already.
+    Preloaded {
+        /// The certificate.
+        cert: Url,
+        /// Its key.
+        key: KeyUri,
+    },
+    /// The key is made on the device and the certificate issued for it.
+    Issued(Box<Issued>),
+}
+
+/// How the device's own certificate is issued.
+#[derive(Debug)]
+pub struct Issued {
+    /// Method, lifetime, subject and EST server; without credentials.
+    pub options: Options,
+    /// EST: credentials for this certificate alone.
+    pub est: EstCredentials,
+    /// When it is renewed; absent: never.
+    pub auto_renew: Option<AutoRenew>,
 }
 
 /// Where a symmetric key comes from.
@@ -94,14 +177,21 @@ pub enum SymmetricKey {
 pub struct Est {
     /// CAs that the server's TLS certificate may come from.
     pub trusted_certs: Vec<Url>,
-    /// Basic authentication.
-    pub basic: Option<Basic>,
-    /// TLS client certificate.
-    pub identity: Option<EstIdentity>,
+    /// What the device proves itself with, where a certificate has no credentials of its own.
+    pub credentials: EstCredentials,
     /// Certificate id, or `default`, to URL of the server.
     pub urls: BTreeMap<String, EstUrl>,
     /// When EST identities are renewed.
     pub identity_auto_renew: AutoRenew,
+}
+
+/// What the device proves itself with at an EST server: either, both or neither.
+#[derive(Debug, Default)]
+pub struct EstCredentials {
+    /// Basic authentication.
+    pub basic: Option<Basic>,
+    /// TLS client certificate.
+    pub identity: Option<EstIdentity>,
 }
 
 /// A TLS client certificate for an EST server.
@@ -137,6 +227,17 @@ pub enum LocalCa {
     Issued(Box<Options>),
 }
 
+/// The TPM, and what the device may do with it.
+#[derive(Debug, Default)]
+pub struct Tpm {
+    /// How it is reached.
+    pub tcti: Tcti,
+    /// Where the key that DPS sends is kept.
+    pub auth_key_index: AuthKeyIndex,
+    /// Passwords of its hierarchies.
+    pub hierarchy_authorization: HierarchyAuthorization,
+}
+
 /// Sockets that the user names.
 #[derive(Clone, Debug, Default)]
 pub struct Endpoints {
@@ -146,4 +247,6 @@ pub struct Endpoints {
     pub certd: Option<Endpoint>,
     /// The identity service.
     pub identityd: Option<Endpoint>,
+    /// The TPM service.
+    pub tpmd: Option<Endpoint>,
 }

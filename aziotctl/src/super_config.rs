@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use aziot_http::Endpoint;
+use aziot_tpmd_api::config::{AuthKeyIndex, HierarchyAuthorization, Tcti};
 use serde::{Deserialize, Deserializer, de};
 
 use crate::secret_text::SecretText;
@@ -55,9 +56,9 @@ pub struct SuperConfig {
     /// How certificates are issued.
     #[serde(default)]
     pub cert_issuance: CertIssuance,
-    /// The TPM service, which this version does not have.
+    /// How the TPM is reached and used.
     #[serde(default)]
-    pub tpm: Foreign,
+    pub tpm: Tpm,
     /// Requests of one user that each service works on at once. Default 10 each.
     #[serde(default)]
     pub aziot_max_requests: MaxRequests,
@@ -153,10 +154,10 @@ pub struct Authentication {
     pub device_id_pk: Option<SymmetricKey>,
     /// X.509: the device's certificate, or how it is issued.
     #[serde(default)]
-    pub identity_cert: Foreign,
-    /// X.509: the certificate's key.
+    pub identity_cert: Option<UriOrOptions>,
+    /// X.509: the key of a certificate that is there already.
     #[serde(default)]
-    pub identity_pk: Foreign,
+    pub identity_pk: Option<SecretText>,
 }
 
 /// `[provisioning.attestation]`
@@ -172,10 +173,10 @@ pub struct Attestation {
     pub symmetric_key: Option<SymmetricKey>,
     /// X.509: the device's certificate, or how it is issued.
     #[serde(default)]
-    pub identity_cert: Foreign,
-    /// X.509: the certificate's key.
+    pub identity_cert: Option<UriOrOptions>,
+    /// X.509: the key of a certificate that is there already.
     #[serde(default)]
-    pub identity_pk: Foreign,
+    pub identity_pk: Option<SecretText>,
 }
 
 /// A symmetric key: written down here, or a URI that says where it is.
@@ -295,27 +296,41 @@ pub struct CertificateOptions {
     /// EST: URL of the server.
     #[serde(default)]
     pub url: Option<String>,
-    /// Renewal; acts on the device's own certificate only.
+    /// Renewal; acts on the device's own certificate only, as all keys below do.
     #[serde(default)]
-    pub auto_renew: Foreign,
-    /// EST authentication; acts on the device's own certificate only.
+    pub auto_renew: Option<AutoRenew>,
+    /// EST authentication, as in [`EstAuthentication`].
     #[serde(default)]
-    pub username: Foreign,
+    pub username: Option<String>,
     /// EST authentication.
     #[serde(default)]
-    pub password: Foreign,
+    pub password: Option<SecretText>,
     /// EST authentication.
     #[serde(default)]
-    pub identity_cert: Foreign,
+    pub identity_cert: Option<String>,
     /// EST authentication.
     #[serde(default)]
-    pub identity_pk: Foreign,
+    pub identity_pk: Option<SecretText>,
     /// EST authentication.
     #[serde(default)]
-    pub bootstrap_identity_cert: Foreign,
+    pub bootstrap_identity_cert: Option<String>,
     /// EST authentication.
     #[serde(default)]
-    pub bootstrap_identity_pk: Foreign,
+    pub bootstrap_identity_pk: Option<SecretText>,
+}
+
+/// `[tpm]`. The values are the service's own, checked as it checks them.
+#[derive(Debug, Default, Deserialize)]
+pub struct Tpm {
+    /// TCTI string. Default `device`.
+    #[serde(default)]
+    pub tcti: Tcti,
+    /// Offset of the handle at which the key from DPS is kept. Default `0x00_01_00`.
+    #[serde(default)]
+    pub auth_key_index: AuthKeyIndex,
+    /// Passwords of the TPM's hierarchies. Default: empty.
+    #[serde(default)]
+    pub hierarchy_authorization: HierarchyAuthorization,
 }
 
 /// `[aziot_max_requests]`
@@ -330,7 +345,7 @@ pub struct MaxRequests {
     /// The identity service.
     #[serde(default)]
     pub identityd: Option<u64>,
-    /// The TPM service, which this version does not have.
+    /// The TPM service.
     #[serde(default)]
     pub tpmd: Option<u64>,
 }
@@ -347,9 +362,9 @@ pub struct Endpoints {
     /// The identity service.
     #[serde(default)]
     pub aziot_identityd: Option<Endpoint>,
-    /// The TPM service, which this version does not have.
+    /// The TPM service.
     #[serde(default)]
-    pub aziot_tpmd: Foreign,
+    pub aziot_tpmd: Option<Endpoint>,
 }
 
 /// A value of `[preloaded_certs]`.

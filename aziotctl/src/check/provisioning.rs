@@ -3,23 +3,27 @@
 use aziot_identityd_api::config::DpsEndpoint;
 use aziot_keys::KeyUri;
 
+use super::certificates::{self, CloudName};
 use super::{key_uri, url, warn_if_empty};
 use crate::finding::Findings;
-use crate::settings::{Provisioning, SymmetricKey};
+use crate::settings::{Attestation, Authentication, DeviceCertificate, Provisioning, SymmetricKey};
 use crate::super_config::connection_string::ConnectionString;
-use crate::super_config::{self, Attestation, Authentication, SuperConfig, symmetric_key};
+use crate::super_config::{self, SuperConfig, symmetric_key};
+
+const AUTHENTICATION: [&str; 2] = ["provisioning", "authentication"];
+const ATTESTATION: [&str; 2] = ["provisioning", "attestation"];
 
 pub(super) fn check(config: &SuperConfig, findings: &mut Findings) -> Option<Provisioning> {
     let provisioning = &config.provisioning;
     match provisioning.source.as_str() {
         "manual" => {
             warn_about_keys_of_other_sources(provisioning, "manual", findings);
-            manual(provisioning, findings)
+            manual(config, findings)
         }
         "dps" => {
             warn_about_keys_of_other_sources(provisioning, "dps", findings);
             refuse_gateway(config, findings);
-            dps(provisioning, findings)
+            dps(config, findings)
         }
         "none" => {
             warn_about_keys_of_other_sources(provisioning, "none", findings);
@@ -60,15 +64,16 @@ fn refuse_gateway(config: &SuperConfig, findings: &mut Findings) {
     }
 }
 
-fn manual(provisioning: &super_config::Provisioning, findings: &mut Findings) -> Option<Provisioning> {
+fn manual(config: &SuperConfig, findings: &mut Findings) -> Option<Provisioning> {
     const CONNECTION_STRING: [&str; 2] = ["provisioning", "connection_string"];
+    let provisioning = &config.provisioning;
     let explicit_keys = [
         ("iothub_hostname", provisioning.iothub_hostname.is_some()),
         ("device_id", provisioning.device_id.is_some()),
         ("authentication", provisioning.authentication.is_some()),
     ];
     let given: Vec<&str> = explicit_keys.iter().filter(|(_, is_present)| *is_present).map(|(key, _)| *key).collect();
-    let Some(text) = &provisioning.connection_string else { return explicit(provisioning, &given, findings) };
+    let Some(text) = &provisioning.connection_string else { return explicit(config, &given, findings) };
     match ConnectionString::parse(text.expose()) {
         Ok(parsed) => {
             for key in given {
@@ -83,13 +88,13 @@ fn manual(provisioning: &super_config::Provisioning, findings: &mut Findings) ->
             Some(Provisioning::Manual {
                 iothub_hostname: parsed.iothub_hostname,
                 device_id: parsed.device_id,
-                key: SymmetricKey::Inline(parsed.key),
+                authentication: Authentication::Sas(SymmetricKey::Inline(parsed.key)),
             })
         }
         Err(error) if given.len() == explicit_keys.len() => {
             let message = format!("{error}; `iothub_hostname`, `device_id` and `authentication` are used instead");
             findings.warn(&CONNECTION_STRING, message);
-            explicit(provisioning, &given, findings)
+            explicit(config, &given, findings)
         }
         Err(error) => {
             findings.error(&CONNECTION_STRING, error.to_string());
@@ -98,11 +103,8 @@ fn manual(provisioning: &super_config::Provisioning, findings: &mut Findings) ->
     }
 }
 
-fn explicit(
-    provisioning: &super_config::Provisioning,
-    given: &[&str],
-    findings: &mut Findings,
-) -> Option<Provisioning> {
+fn explicit(config: &SuperConfig, given: &[&str], findings: &mut Findings) -> Option<Provisioning> {
+    let provisioning = &config.provisioning;
     if given.is_empty() {
         let message = "manual provisioning needs either `connection_string`, or `iothub_hostname`, `device_id` and \
                        `[provisioning.authentication]`";
@@ -111,45 +113,70 @@ fn explicit(
     }
     let iothub_hostname = required(provisioning.iothub_hostname.as_deref(), "iothub_hostname", findings);
     let device_id = required(provisioning.device_id.as_deref(), "device_id", findings);
-    let key = required(provisioning.authentication.as_ref(), "authentication", findings)
-        .and_then(|authentication| sas_key(authentication, findings));
+    let authentication = required(provisioning.authentication.as_ref(), "authentication", findings)
+        .and_then(|authentication| self::authentication(authentication, device_id, config, findings));
     warn_if_empty(findings, &["provisioning", "iothub_hostname"], iothub_hostname);
     warn_if_empty(findings, &["provisioning", "device_id"], device_id);
     Some(Provisioning::Manual {
         iothub_hostname: iothub_hostname?.to_owned(),
         device_id: device_id?.to_owned(),
-        key: key?,
+        authentication: authentication?,
     })
 }
 
-fn sas_key(authentication: &Authentication, findings: &mut Findings) -> Option<SymmetricKey> {
-    const METHOD: [&str; 3] = ["provisioning", "authentication", "method"];
-    let key_path = ["provisioning", "authentication", "device_id_pk"];
-    match authentication.method.as_str() {
+fn authentication(
+    written: &super_config::Authentication,
+    device_id: Option<&str>,
+    config: &SuperConfig,
+    findings: &mut Findings,
+) -> Option<Authentication> {
+    let [provisioning, table] = AUTHENTICATION;
+    let keys = [
+        ("device_id_pk", "sas", written.device_id_pk.is_some()),
+        ("identity_cert", "x509", written.identity_cert.is_some()),
+        ("identity_pk", "x509", written.identity_pk.is_some()),
+    ];
+    match written.method.as_str() {
         "sas" => {
-            if let Some(key) = &authentication.device_id_pk {
-                symmetric_key(&key_path, key, findings)
-            } else {
+            warn_about_keys_of_other_methods(AUTHENTICATION, &keys, "sas", findings);
+            let Some(key) = &written.device_id_pk else {
                 let message =
                     "`method = \"sas\"` needs `device_id_pk = { value = \"BASE64\" }` or `{ uri = \"file:///PATH\" }`";
-                findings.error(&METHOD, message);
-                None
-            }
+                findings.error(&[provisioning, table, "method"], message);
+                return None;
+            };
+            symmetric_key(&[provisioning, table, "device_id_pk"], key, findings).map(Authentication::Sas)
         }
         "x509" => {
-            let message = "this version does not have X.509 provisioning yet; use `method = \"sas\"`";
-            findings.error(&METHOD, message);
-            None
+            warn_about_keys_of_other_methods(AUTHENTICATION, &keys, "x509", findings);
+            let certificate = (written.identity_cert.as_ref(), written.identity_pk.as_ref());
+            let name = device_id.map(CloudName::DeviceId);
+            certificates::device(AUTHENTICATION, certificate, name, config, findings).map(Authentication::X509)
         }
         other => {
-            findings.error(&METHOD, format!("`{other}` is no method of authentication; there are `sas` and `x509`"));
+            let message = format!("`{other}` is no method of authentication; there are `sas` and `x509`");
+            findings.error(&[provisioning, table, "method"], message);
             None
         }
     }
 }
 
-fn dps(provisioning: &super_config::Provisioning, findings: &mut Findings) -> Option<Provisioning> {
+/// `keys`: name, the method that it belongs to, whether it is written.
+fn warn_about_keys_of_other_methods(
+    [provisioning, table]: [&str; 2],
+    keys: &[(&str, &str, bool)],
+    method: &str,
+    findings: &mut Findings,
+) {
+    for (key, _, _) in keys.iter().filter(|(_, of, is_present)| *is_present && *of != method) {
+        let message = format!("means nothing with `method = \"{method}\"` and is ignored");
+        findings.warn(&[provisioning, table, key], message);
+    }
+}
+
+fn dps(config: &SuperConfig, findings: &mut Findings) -> Option<Provisioning> {
     const GLOBAL_ENDPOINT: [&str; 2] = ["provisioning", "global_endpoint"];
+    let provisioning = &config.provisioning;
     let global_endpoint = required(provisioning.global_endpoint.as_deref(), "global_endpoint", findings)
         .and_then(|text| findings.value(&GLOBAL_ENDPOINT, DpsEndpoint::try_from(text.to_owned())));
     let id_scope = required(provisioning.id_scope.as_deref(), "id_scope", findings);
@@ -162,14 +189,12 @@ fn dps(provisioning: &super_config::Provisioning, findings: &mut Findings) -> Op
         }
         Some(payload)
     });
-    let attested = required(provisioning.attestation.as_ref(), "attestation", findings)
-        .and_then(|attestation| attestation_key(attestation, findings));
-    let (registration_id, key) = attested?;
+    let attestation = required(provisioning.attestation.as_ref(), "attestation", findings)
+        .and_then(|attestation| self::attestation(attestation, config, findings));
     Some(Provisioning::Dps {
         global_endpoint: global_endpoint?,
         id_scope: id_scope?.to_owned(),
-        registration_id,
-        key,
+        attestation: attestation?,
         payload: match payload {
             Some(payload) => Some(payload?),
             None => None,
@@ -177,28 +202,60 @@ fn dps(provisioning: &super_config::Provisioning, findings: &mut Findings) -> Op
     })
 }
 
-fn attestation_key(attestation: &Attestation, findings: &mut Findings) -> Option<(String, SymmetricKey)> {
-    const METHOD: [&str; 3] = ["provisioning", "attestation", "method"];
-    let registration_id_path = ["provisioning", "attestation", "registration_id"];
-    warn_if_empty(findings, &registration_id_path, attestation.registration_id.as_deref());
-    let missing = match attestation.method.as_str() {
-        "symmetric_key" => {
-            if attestation.registration_id.is_none() {
-                findings.error(&METHOD, "`method = \"symmetric_key\"` needs `registration_id` beside it");
-            }
-            let key_path = ["provisioning", "attestation", "symmetric_key"];
-            if let Some(key) = &attestation.symmetric_key {
-                let key = symmetric_key(&key_path, key, findings);
-                return Some((attestation.registration_id.clone()?, key?));
-            }
-            "`method = \"symmetric_key\"` needs `symmetric_key = { value = \"BASE64\" }` or `{ uri = \"file:///PATH\" }`".to_owned()
+fn attestation(
+    written: &super_config::Attestation,
+    config: &SuperConfig,
+    findings: &mut Findings,
+) -> Option<Attestation> {
+    let [provisioning, table] = ATTESTATION;
+    let method = [provisioning, table, "method"];
+    let keys = [
+        ("symmetric_key", "symmetric_key", written.symmetric_key.is_some()),
+        ("identity_cert", "x509", written.identity_cert.is_some()),
+        ("identity_pk", "x509", written.identity_pk.is_some()),
+    ];
+    let registration_id = written.registration_id.as_deref();
+    warn_if_empty(findings, &[provisioning, table, "registration_id"], registration_id);
+    let needed = |findings: &mut Findings| {
+        if registration_id.is_none() {
+            findings.error(&method, format!("`method = \"{}\"` needs `registration_id` beside it", written.method));
         }
-        "x509" => "this version does not have X.509 provisioning yet; use `method = \"symmetric_key\"`".to_owned(),
-        "tpm" => "this version does not have TPM provisioning yet; use `method = \"symmetric_key\"`".to_owned(),
-        other => format!("`{other}` is no method of attestation; there are `symmetric_key`, `x509` and `tpm`"),
+        registration_id.map(str::to_owned)
     };
-    findings.error(&METHOD, missing);
-    None
+    match written.method.as_str() {
+        "symmetric_key" => {
+            warn_about_keys_of_other_methods(ATTESTATION, &keys, "symmetric_key", findings);
+            let registration_id = needed(findings);
+            let Some(key) = &written.symmetric_key else {
+                let message = "`method = \"symmetric_key\"` needs `symmetric_key = { value = \"BASE64\" }` or `{ uri = \"file:///PATH\" }`";
+                findings.error(&method, message);
+                return None;
+            };
+            let key = symmetric_key(&[provisioning, table, "symmetric_key"], key, findings);
+            Some(Attestation::SymmetricKey { registration_id: registration_id?, key: key? })
+        }
+        "x509" => {
+            warn_about_keys_of_other_methods(ATTESTATION, &keys, "x509", findings);
+            let certificate = (written.identity_cert.as_ref(), written.identity_pk.as_ref());
+            let name = registration_id.map(CloudName::RegistrationId);
+            let certificate = certificates::device(ATTESTATION, certificate, name, config, findings)?;
+            if registration_id.is_none() && matches!(certificate, DeviceCertificate::Issued(_)) {
+                let message =
+                    "without `registration_id` beside it the device has no name to request this certificate for";
+                findings.warn(&[provisioning, table, "identity_cert"], message);
+            }
+            Some(Attestation::X509 { registration_id: registration_id.map(str::to_owned), certificate })
+        }
+        "tpm" => {
+            warn_about_keys_of_other_methods(ATTESTATION, &keys, "tpm", findings);
+            Some(Attestation::Tpm { registration_id: needed(findings)? })
+        }
+        other => {
+            let message = format!("`{other}` is no method of attestation; there are `symmetric_key`, `x509` and `tpm`");
+            findings.error(&method, message);
+            None
+        }
+    }
 }
 
 /// A valid `value` wins; where it is invalid, a valid `uri` does.

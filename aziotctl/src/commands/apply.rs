@@ -12,11 +12,12 @@ use crate::failure::Failure;
 use crate::finding::Findings;
 use crate::generate::{Generated, Surroundings, generate};
 use crate::layout::{Layout, Service};
+use crate::named_files;
 use crate::pending::{Pending, united};
 use crate::plan::{Plan, State};
 use crate::reprovisioning::Reprovisioning;
 use crate::restart::{self, Unfinished};
-use crate::settings::{Provisioning, Settings};
+use crate::settings::Settings;
 use crate::users::{self, User, UserError};
 
 /// Turn the super-config into the services' configuration and restart them
@@ -64,7 +65,7 @@ pub(super) struct ApplyArguments {
     restart: bool,
     /// Number of a service's user, where that is not looked up; may be repeated
     ///
-    /// USER is aziotks, aziotcs or aziotid.
+    /// USER is aziotks, aziotcs, aziotid or aziottpm.
     #[arg(long = "uid", value_name = "USER=N", value_parser = uid, verbatim_doc_comment)]
     uids: Vec<(Service, u32)>,
     /// Host name instead of this machine's, if the super-config has none
@@ -77,7 +78,7 @@ fn uid(text: &str) -> Result<(Service, u32), String> {
     let service = Service::ALL
         .into_iter()
         .find(|service| service.user() == user)
-        .ok_or_else(|| format!("`{user}` is none of aziotks, aziotcs and aziotid"))?;
+        .ok_or_else(|| format!("`{user}` is none of aziotks, aziotcs, aziotid and aziottpm"))?;
     let uid = uid.parse().map_err(|_| format!("`{uid}` is no user id"))?;
     Ok((service, uid))
 }
@@ -149,7 +150,7 @@ fn layout(arguments: &ApplyArguments) -> Result<Layout, Failure> {
 
 /// The services' users.
 struct Users {
-    all: [(Service, User); 3],
+    all: [(Service, User); 4],
     are_owners: bool,
 }
 
@@ -167,20 +168,14 @@ impl Users {
                 (None, Layout::Normal | Layout::Staged(_)) => users::look_up(service.user()),
             }
         };
-        let [keyd, certd, identityd] = Service::ALL.map(find);
         let found = |user: Result<User, UserError>| user.map_err(|error| unknown_user(error, layout));
-        let all = [
-            // Staging a file needs no number of the key service's user; only principals have numbers in them.
-            (
-                Service::Keyd,
-                match layout {
-                    Layout::Staged(_) => keyd.unwrap_or(users::caller()),
-                    Layout::Normal | Layout::Relocated(_) => found(keyd)?,
-                },
-            ),
-            (Service::Certd, found(certd)?),
-            (Service::Identityd, found(identityd)?),
-        ];
+        let get = |service| match (service, layout) {
+            // Only principals have numbers in them, and these two are nobody's callers.
+            (Service::Keyd | Service::Tpmd, Layout::Staged(_)) => Ok(find(service).unwrap_or(users::caller())),
+            _ => found(find(service)),
+        };
+        let [keyd, certd, identityd, tpmd] = Service::ALL.map(|service| get(service).map(|user| (service, user)));
+        let all = [keyd?, certd?, identityd?, tpmd?];
         Ok(Self { all, are_owners: *layout == Layout::Normal })
     }
 
@@ -219,12 +214,8 @@ fn generated(
             Failure::new("the host name of this machine is not UTF-8", "set `hostname` in the super-config")
         })?,
     };
-    if let Provisioning::Dps { payload: Some(payload), .. } = &settings.provisioning
-        && !matches!(layout, Layout::Staged(_))
-        && payload.to_file_path().is_ok_and(|path| !path.exists())
-    {
-        let message = "the file is not there; the device cannot register without it";
-        findings.warn(&["provisioning", "payload", "uri"], message);
+    if !matches!(layout, Layout::Staged(_)) {
+        named_files::check(settings, findings);
     }
     let surroundings = Surroundings {
         layout: layout.clone(),
@@ -331,7 +322,7 @@ fn restart_services(services: &[Service], pending: &Pending) -> Result<(), Failu
         let next = match &error {
             Unfinished::NotBegun(_) | Unfinished::NotNoted(_) => "mend that and run `sudo aziotctl config apply` again",
             Unfinished::Units(_) => {
-                "see `journalctl -u aziot-keyd -u aziot-certd -u aziot-identityd -e`, then run `sudo aziotctl config apply` again: it \
+                "see `journalctl -u aziot-keyd -u aziot-certd -u aziot-identityd -u aziot-tpmd -e`, then run `sudo aziotctl config apply` again: it \
                  makes good what is missing"
             }
         };

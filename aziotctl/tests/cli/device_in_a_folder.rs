@@ -64,7 +64,7 @@ fn mode(path: &Path) -> u32 {
 fn everything_lies_in_the_folder_with_the_right_modes() {
     let device = Device::new(DPS);
     device.applied();
-    for service in ["keyd", "certd", "identityd"] {
+    for service in ["keyd", "certd", "identityd", "tpmd"] {
         assert_eq!(mode(&device.path(&format!("etc/aziot/{service}/config.d"))), 0o700);
         assert_eq!(mode(&device.path(&format!("etc/aziot/{service}/config.d/00-super.toml"))), 0o600);
         assert_eq!(mode(&device.path(&format!("var/lib/aziot/{service}"))), 0o700);
@@ -92,14 +92,91 @@ fn load<T: serde::de::DeserializeOwned>(text: &str) -> T {
     loaded.value
 }
 
+const ISSUED: &str = r#"hostname = "pump-7"
+
+[provisioning]
+source = "dps"
+global_endpoint = "https://localhost:8443"
+id_scope = "0ne1"
+
+[provisioning.attestation]
+method = "x509"
+registration_id = "pump7"
+
+[provisioning.attestation.identity_cert]
+method = "est"
+subject = { O = "Acme", CN = "pump7" }
+expiry_days = 3
+auto_renew = { rotate_key = false }
+url = "https://localhost:8444/est"
+username = "u"
+password = "p"
+bootstrap_identity_cert = "file:///c/b.pem"
+bootstrap_identity_pk = "file:///c/b.key"
+
+[tpm]
+tcti = "swtpm:port=2400"
+auth_key_index = 5
+hierarchy_authorization = { owner = "o", endorsement = { hex = "00ff" } }
+
+[aziot_max_requests]
+tpmd = 3
+"#;
+
 #[test]
 fn the_services_read_what_is_written_without_a_word() {
-    let device = Device::new(DPS);
-    device.applied();
-    let _: aziot_keyd_api::config::Config = load(&device.config("keyd"));
-    let _: aziot_certd_api::config::Config = load(&device.config("certd"));
-    let identityd: aziot_identityd_api::config::Config = load(&device.config("identityd"));
-    identityd.check().unwrap();
+    for super_config in [DPS, ISSUED] {
+        let device = Device::new(super_config);
+        device.applied();
+        let _: aziot_keyd_api::config::Config = load(&device.config("keyd"));
+        let _: aziot_certd_api::config::Config = load(&device.config("certd"));
+        let identityd: aziot_identityd_api::config::Config = load(&device.config("identityd"));
+        identityd.check().unwrap();
+        let tpmd: aziot_tpmd_api::config::Config = load(&device.config("tpmd"));
+        let is_set = super_config == ISSUED;
+        assert_eq!(tpmd.auth_key_index.offset(), if is_set { 5 } else { 0x100 });
+        assert_eq!(tpmd.hierarchy_authorization.endorsement.expose(), if is_set { &[0, 0xff][..] } else { &[] });
+    }
+}
+
+/// `aziotctl.md`, 7.1: "check scheme, existence, JSON".
+#[test]
+fn files_that_are_not_what_they_should_be_are_told() {
+    let device = Device::new("");
+    let file = |name: &str| format!("file://{}", device.path(name).display());
+    let settings = format!(
+        "[provisioning]\nsource = 'dps'\nglobal_endpoint = 'https://localhost:8443'\nid_scope = '0ne1'\npayload.uri = '{}'\n\
+         [provisioning.attestation]\nmethod = 'x509'\nidentity_cert = '{}'\nidentity_pk = '{}'\n\
+         [cert_issuance.est]\ntrusted_certs = ['{}']\n[cert_issuance.est.auth]\nbootstrap_identity_cert = '{}'\n\
+         bootstrap_identity_pk = '{}'\n[cert_issuance.local_ca]\ncert = '{}'\npk = '{}'\n",
+        file("payload.json"),
+        file("device.pem"),
+        file("device.key"),
+        file("root.pem"),
+        file("bootstrap.pem"),
+        file("bootstrap.key"),
+        file("ca.pem"),
+        file("etc"),
+    );
+    device.write(&settings);
+    let told = device.applied().stderr;
+    for name in ["device.pem", "device.key", "root.pem", "bootstrap.pem", "bootstrap.key", "ca.pem"] {
+        assert!(told.contains(&format!("the file {} is not there", device.path(name).display())), "{told}");
+        aziot_files::write(device.path(name), aziot_files::Mode::PRIVATE, "").unwrap();
+    }
+    assert!(
+        told.contains(":5:9: `provisioning.payload.uri`: the file is not there; the device cannot register"),
+        "{told}"
+    );
+    assert!(told.contains("etc is not a file"), "{told}");
+
+    let write = |text: &str| aziot_files::write(device.path("payload.json"), aziot_files::Mode::PRIVATE, text).unwrap();
+    write("{");
+    let told = device.applied().stderr;
+    assert!(told.contains("the file is not JSON") && !told.contains("is not there"), "{told}");
+    write("{}");
+    let told = device.applied().stderr;
+    assert!(told.contains("is not a file") && told.matches("warning: ").count() == 1, "{told}");
 }
 
 #[test]

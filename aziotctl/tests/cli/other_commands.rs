@@ -55,7 +55,7 @@ fn every_block_of_the_template_can_be_uncommented() {
         assert_eq!((run.code, run.stderr.as_str()), (0, "standard input is valid\n"), "{text}");
         count += 1;
     }
-    assert_eq!(count, 21, "blocks of the template");
+    assert_eq!(count, 28, "blocks of the template");
 }
 
 #[test]

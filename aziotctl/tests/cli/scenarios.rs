@@ -8,10 +8,11 @@ use std::path::Path;
 
 use crate::running::{Run, aziotctl, compare};
 
-const FILES: [(&str, &str); 4] = [
+const FILES: [(&str, &str); 5] = [
     ("keyd.toml", "etc/aziot/keyd/config.d/00-super.toml"),
     ("certd.toml", "etc/aziot/certd/config.d/00-super.toml"),
     ("identityd.toml", "etc/aziot/identityd/config.d/00-super.toml"),
+    ("tpmd.toml", "etc/aziot/tpmd/config.d/00-super.toml"),
     ("device-id", "var/secrets/aziot/keyd/device-id"),
 ];
 
@@ -23,7 +24,7 @@ fn every_scenario_gives_the_expected_files_and_messages() {
         check(&scenario.unwrap().path());
         count += 1;
     }
-    assert!(count >= 25, "only {count} scenarios were found");
+    assert!(count >= 50, "only {count} scenarios were found");
 }
 
 fn check(scenario: &Path) {
