@@ -1,10 +1,11 @@
-//! Measures the key service, and the certificate service over it, as their callers feel them: a load generator over the socket, beside what
-//! OpenSSL does on the same machine.
+//! Measures the key service, and the certificate and identity services over it, as their callers feel them: a load generator over the socket,
+//! beside what OpenSSL does on the same machine.
 //!
 //! Started by `cargo xtask bench`, which builds it and the daemon. It shares the processors with the daemon, so that it counts every
 //! microsecond of its own against the figures: one thread, one `epoll`, requests written beforehand. Says nothing about correctness.
 
 mod connection;
+mod identities;
 mod issuing;
 mod latency;
 mod load;
@@ -30,7 +31,7 @@ use crate::{
 #[derive(Parser)]
 #[command(name = "aziot-load")]
 struct Arguments {
-    /// The `aziotd` to measure.
+    /// The `aziotd` to measure; `aziotctl` and `aziot-simulator` lie beside it.
     #[arg(long)]
     aziotd: PathBuf,
     /// How long each line of the table is measured, in five rounds of which the best counts.
@@ -79,6 +80,9 @@ fn run(arguments: &Arguments) -> Result<bool> {
     if arguments.only.as_ref().is_none_or(|only| "certificates".contains(only.as_str())) {
         report.scenarios.push(issuing::issuing(&arguments.aziotd, seconds)?);
         report.scenarios.extend(issuing::hung_server(&arguments.aziotd, seconds)?);
+    }
+    if arguments.only.as_ref().is_none_or(|only| "identities".contains(only.as_str())) {
+        report.scenarios.extend(identities::slow_hub(&arguments.aziotd, seconds)?);
     }
     report.print()?;
     if let Some(path) = &arguments.json {

@@ -156,7 +156,8 @@ fn start(aziotd: &Path, folder: &Path, name: &'static str, settings: String) -> 
     Process::start(name, &log, Restart::Never, &Ready::Notify(folder.into()), command)
 }
 
-fn processor_time(process: &Process) -> Result<Duration> {
+/// Processor time that all threads of a process have used.
+pub(crate) fn processor_time(process: &Process) -> Result<Duration> {
     let path = format!("/proc/{}/stat", process.pid()?);
     let text = fs::read_to_string(&path).with_context(|| format!("could not read {path}"))?;
     // The name, in brackets, may hold blanks; user and system time are the 14th and 15th field of proc_pid_stat(5).

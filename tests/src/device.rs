@@ -20,6 +20,8 @@ use crate::{
 /// The daemons of the device, in the order in which they are started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Daemon {
+    /// `aziot-tpmd`
+    Tpm,
     /// `aziot-keyd`
     Keys,
     /// `aziot-certd`
@@ -29,16 +31,25 @@ pub enum Daemon {
 }
 
 impl Daemon {
-    /// All of them.
+    /// Those that every device has; the TPM service runs where a test starts it.
     pub const ALL: [Self; 3] = [Self::Keys, Self::Certificates, Self::Identity];
 
     /// Short name, as in the path of its socket.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
+            Self::Tpm => "tpmd",
             Self::Keys => "keyd",
             Self::Certificates => "certd",
             Self::Identity => "identityd",
+        }
+    }
+
+    /// The program that it is a name of. The TPM service is one of its own, since it alone needs the TPM's C library.
+    const fn program(self) -> &'static str {
+        match self {
+            Self::Tpm => "aziot-tpmd",
+            Self::Keys | Self::Certificates | Self::Identity => "aziotd",
         }
     }
 }
@@ -89,6 +100,8 @@ pub struct Device {
     programs: Programs,
     restart: Restart,
     simulator: Option<Process>,
+    /// Further arguments of the cloud's program.
+    cloud_arguments: Vec<String>,
     daemons: BTreeMap<Daemon, Process>,
     /// Address of the cloud's TLS port, once it has one; it stays the same over its restarts.
     address: Option<String>,
@@ -115,14 +128,17 @@ impl Device {
                 .with_context(|| path.display().to_string())?;
         }
         let folder = folder.canonicalize().context("could not resolve the device's folder")?;
-        for daemon in Daemon::ALL {
+        // A program that nobody starts need not be there.
+        for daemon in Daemon::ALL.into_iter().chain([Daemon::Tpm]) {
             let link = folder.join("bin").join(format!("aziot-{}", daemon.name()));
             // Of an earlier run, and maybe of another build.
             let _ = fs::remove_file(&link);
-            symlink(programs.path("aziotd"), &link).with_context(|| format!("could not make {}", link.display()))?;
+            let program = programs.path(daemon.program());
+            symlink(program, &link).with_context(|| format!("could not make {}", link.display()))?;
         }
         let address = fs::read_to_string(folder.join(CLOUD_ADDRESS)).ok();
-        Ok(Self { folder, programs, restart, simulator: None, daemons: BTreeMap::new(), address })
+        let (cloud_arguments, daemons) = (Vec::new(), BTreeMap::new());
+        Ok(Self { folder, programs, restart, simulator: None, cloud_arguments, daemons, address })
     }
 
     /// The device's folder.
@@ -156,6 +172,16 @@ impl Device {
         Ok(format!("localhost:{port}"))
     }
 
+    /// Enrols what these tables say (`docs/simulator.md` has their keys) instead of the device with its key. For a cloud that has not run yet.
+    pub fn enrol(&self, tables: &str) -> Result<()> {
+        write_private(&self.path("cloud/enrollments.toml"), tables)
+    }
+
+    /// Starts the cloud with further arguments from now on.
+    pub fn add_cloud_arguments(&mut self, arguments: &[&str]) {
+        self.cloud_arguments.extend(arguments.iter().map(|&argument| argument.to_owned()));
+    }
+
     /// Enrols the device with a random key, unless it is enrolled already, and starts the cloud.
     pub fn start_cloud(&mut self) -> Result<()> {
         let enrollments = self.path("cloud/enrollments.toml");
@@ -165,15 +191,16 @@ impl Device {
                 "[[enrollment]]\nregistration_id = {REGISTRATION_ID:?}\nsymmetric_key = {key:?}\n\n\
                  [[device]]\ndevice_id = {MANUAL_DEVICE_ID:?}\nsymmetric_key = {key:?}\n"
             );
-            write_private(&enrollments, &tables)?;
+            self.enrol(&tables)?;
         }
         let program = self.programs.path("aziot-simulator");
         let (folder, file) = (self.path("cloud"), enrollments);
         let listen = self.address.clone().unwrap_or_else(|| "127.0.0.1:0".to_owned());
+        let more = self.cloud_arguments.clone();
         let command = move || {
             let mut command = Command::new(&program);
             command.arg("--dir").arg(&folder).arg("--enrollments").arg(&file).args(["--id-scope", ID_SCOPE]);
-            command.args(["--listen", &listen, "--retry-after", "1"]).stdin(Stdio::null());
+            command.args(["--listen", &listen, "--retry-after", "1"]).args(&more).stdin(Stdio::null());
             command
         };
         let ready = Ready::File(self.path("cloud/address"));
@@ -344,22 +371,29 @@ impl Device {
 
     /// Stops everything in order: callers before the called.
     pub fn stop_all(&mut self) -> Result<()> {
-        for daemon in Daemon::ALL.into_iter().rev() {
-            if let Some(process) = self.daemons.remove(&daemon) {
-                let status = process.stop()?;
-                if !status.success() {
-                    bail!("{} ended with {status}", daemon.name());
-                }
-            }
-        }
+        self.stop_daemons()?;
         if self.simulator.is_some() {
             self.stop_cloud()?;
         }
         Ok(())
     }
+
+    /// Stops the daemons in order: callers before the called. Returns those that ran, in the order of their start.
+    pub fn stop_daemons(&mut self) -> Result<Vec<Daemon>> {
+        let mut stopped = Vec::new();
+        while let Some((daemon, process)) = self.daemons.pop_last() {
+            let status = process.stop()?;
+            if !status.success() {
+                bail!("{} ended with {status}", daemon.name());
+            }
+            stopped.insert(0, daemon);
+        }
+        Ok(stopped)
+    }
 }
 
-fn random_key() -> Result<[u8; 32]> {
+/// A symmetric key that nobody else has.
+pub fn random_key() -> Result<[u8; 32]> {
     use std::io::Read as _;
     let mut key = [0; 32];
     fs::File::open("/dev/urandom")

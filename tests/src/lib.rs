@@ -3,6 +3,7 @@
 //!
 //! Nothing here links against the daemons: the same tests can be run on other builds of them.
 
+pub mod at_once;
 pub mod calls;
 pub mod curl;
 pub mod device;
@@ -11,11 +12,15 @@ pub mod gate;
 pub mod hex;
 pub mod module;
 pub mod openssl;
+pub mod pairs;
 pub mod process;
+pub mod provisioned;
 pub mod raw;
 pub mod token;
+pub mod tpm;
 pub mod world;
 
+pub use at_once::at_once;
 pub use curl::Reply;
 pub use device::{Daemon, Device, Programs};
 pub use est::EstServer;

@@ -30,6 +30,16 @@ pub fn make_ca(key: &Path, certificate: &Path, name: &str) -> Result<()> {
     run(arguments, "").map(|_| ())
 }
 
+/// Makes a key of EC P-256 and a self-signed certificate for a TLS client of this name, each in a file of its own.
+pub fn make_client_certificate(key: &Path, certificate: &Path, name: &str) -> Result<()> {
+    let subject = format!("/CN={name}");
+    let options = ["-nodes", "-days", "30", "-subj", &subject, "-addext", "basicConstraints=critical,CA:FALSE"];
+    let mut arguments = new_key("-x509", key);
+    arguments.extend(options.map(Into::into));
+    arguments.extend(["-addext".into(), "extendedKeyUsage=clientAuth".into(), "-out".into(), certificate.into()]);
+    run(arguments, "").map(|_| ())
+}
+
 /// Makes a key of EC P-256 in a file.
 pub fn make_key(key: &Path) -> Result<()> {
     let arguments: [&std::ffi::OsStr; 6] = [

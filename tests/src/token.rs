@@ -63,6 +63,18 @@ impl Token {
         Path::new(self.module)
     }
 
+    /// Puts a private key from a file (PEM) on the token, and tells the URI by which the key service finds it there.
+    pub fn import(&self, key: &Path, label: &str) -> Result<String> {
+        let mut import = Command::new("softhsm2-util");
+        import.arg("--import").arg(key).args(["--token", LABEL, "--label", label, "--id", "0815", "--pin", PIN]);
+        let (name, value) = self.environment();
+        let output = import.env(name, value).output().context("could not run softhsm2-util")?;
+        if !output.status.success() {
+            bail!("softhsm2-util failed: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(format!("pkcs11:token={LABEL};object={label}?pin-value={PIN}"))
+    }
+
     /// Lines of `[aziot_keys]` with which the key service makes its keys on the token.
     #[must_use]
     pub fn settings(&self) -> String {

@@ -97,7 +97,7 @@ impl World {
     pub fn apply(&self, provisioning: &str) -> Result<()> {
         let (ca_key, ca) = (self.path("var/secrets/local-ca.key.pem"), self.local_ca());
         let own_key = self.path("var/secrets/self.key.pem");
-        openssl::make_ca(&ca_key, &ca, "local CA")?;
+        self.make_local_ca()?;
         openssl::make_key(&own_key)?;
         let local_ca = format!(
             "\n[cert_issuance.local_ca]\ncert = \"file://{}\"\npk = \"file://{}\"\n",
@@ -124,6 +124,12 @@ impl World {
     /// Lets identityd try each call to the cloud once: tests without a cloud would otherwise spend their time in the pauses before repetitions.
     pub fn be_impatient(&self) -> Result<()> {
         self.drop_in(Daemon::Identity, "30-impatient.toml", "cloud_retries = 0\n")
+    }
+
+    /// Makes the local CA, unless there is one.
+    pub fn make_local_ca(&self) -> Result<()> {
+        let (key, certificate) = (self.path("var/secrets/local-ca.key.pem"), self.local_ca());
+        if certificate.exists() { Ok(()) } else { openssl::make_ca(&key, &certificate, "local CA") }
     }
 
     /// Certificate of the local CA.

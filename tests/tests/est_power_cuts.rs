@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use aziot_tests::{
-    Daemon,
+    Daemon, at_once,
     est::{
         Settings,
         device::{DEVICE, EstDevice, IDENTITY},
@@ -284,19 +284,6 @@ fn cut_first_enrolments(victim: Daemon, remainder: usize, parts: usize) -> Resul
     Ok(steps)
 }
 
-/// In several devices at once, where the work is mostly waiting.
-fn in_parts(parts: usize, work: impl Fn(usize) -> Result<Vec<String>> + Sync) -> Result<Vec<String>> {
-    thread::scope(|scope| {
-        let work = &work;
-        let threads: Vec<_> = (0..parts).map(|part| scope.spawn(move || work(part))).collect();
-        let mut steps = Vec::new();
-        for thread in threads {
-            steps.extend(thread.join().map_err(|_| anyhow::anyhow!("a part panicked"))??);
-        }
-        Ok(steps)
-    })
-}
-
 fn check_steps_of_first_enrolment(steps: &[String]) {
     let count = |call: &str| steps.iter().filter(|step| *step == call).count();
     assert!(steps.len() >= 20, "{steps:?}");
@@ -306,7 +293,7 @@ fn check_steps_of_first_enrolment(steps: &[String]) {
 
 #[test]
 fn a_first_enrolment_in_which_certd_dies_is_done_again() -> Result<()> {
-    let steps = in_parts(2, |part| cut_first_enrolments(Daemon::Certificates, part, 2))?;
+    let steps = at_once(0..2, |part| cut_first_enrolments(Daemon::Certificates, part, 2))?.concat();
     check_steps_of_first_enrolment(&steps);
     Ok(())
 }
@@ -314,7 +301,7 @@ fn a_first_enrolment_in_which_certd_dies_is_done_again() -> Result<()> {
 #[test]
 fn a_first_enrolment_in_which_keyd_dies_is_done_again() -> Result<()> {
     const PARTS: usize = 10;
-    let steps = in_parts(PARTS, |part| cut_first_enrolments(Daemon::Keys, part, PARTS))?;
+    let steps = at_once(0..PARTS, |part| cut_first_enrolments(Daemon::Keys, part, PARTS))?.concat();
     check_steps_of_first_enrolment(&steps);
     Ok(())
 }
@@ -367,7 +354,7 @@ fn cut_keyd_once(scene: &mut Scene, number: usize, moment: Moment) -> Result<Str
 #[test]
 fn a_renewal_in_which_keyd_dies_is_done_again() -> Result<()> {
     const PARTS: usize = 12;
-    let steps = in_parts(PARTS, |part| cut_keyd(part, PARTS))?;
+    let steps = at_once(0..PARTS, |part| cut_keyd(part, PARTS))?.concat();
     for call in [MOVE, "POST /sign", "POST /keypair"] {
         assert!(steps.iter().any(|step| step == call), "no {call} in {steps:?}");
     }

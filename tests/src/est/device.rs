@@ -1,19 +1,13 @@
 //! A device whose certificates come over EST: a bootstrap identity from its factory, an EST identity of its own, and what it enrols with that.
 //! Key service and certificate service are real and configured by hand; the identity service has no part in this.
 
-use std::{
-    fs,
-    ops::{Deref, DerefMut},
-    path::PathBuf,
-};
+use std::ops::{Deref, DerefMut};
 
-use anyhow::{Context as _, Result, ensure};
-use base64::{Engine as _, engine::general_purpose::STANDARD};
-use openssl::{bn::BigNumContext, ec::PointConversionForm, sha::sha256, x509::X509};
+use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
 use super::{EstServer, Settings, echo::Pair};
-use crate::{Daemon, Programs, Reply, World, calls::VERSION, hex, openssl as program, raw, token::Token};
+use crate::{Daemon, Programs, Reply, World, calls::VERSION, openssl as program, raw, token::Token};
 
 /// Id of the device's own EST identity and of its key.
 pub const IDENTITY: &str = "est-id";
@@ -104,16 +98,6 @@ impl EstDevice {
         raw::call(&self.socket(Daemon::Certificates), "POST", &format!("/certificates?{VERSION}"), Some(&body))
     }
 
-    /// A certificate as the service has it; `None` if there is none.
-    pub fn certificate(&self, id: &str) -> Result<Option<String>> {
-        let target = format!("/certificates/{id}?{VERSION}");
-        let reply = raw::call(&self.socket(Daemon::Certificates), "GET", &target, None)?;
-        match reply.status {
-            400 => Ok(None),
-            _ => reply.expect(200)?.text("/pem").map(Some),
-        }
-    }
-
     /// What `GET /renewals` says.
     pub fn renewals(&self) -> Result<Vec<Value>> {
         let target = format!("/renewals?{VERSION}");
@@ -126,70 +110,10 @@ impl EstDevice {
         Ok(self.renewals()?.into_iter().find(|renewal| renewal["certId"] == IDENTITY))
     }
 
-    /// Public half of a key pair on P-256 as the key service tells it, compressed; `None` if there is no such pair.
-    pub fn public_key(&self, id: &str) -> Result<Option<Vec<u8>>> {
-        let Some(handle) = self.handle(id)? else { return Ok(None) };
-        let body = json!({ "keyHandle": handle }).to_string();
-        let target = format!("/parameters/ec-point?{VERSION}");
-        let reply = raw::call(&self.socket(Daemon::Keys), "POST", &target, Some(&body))?.expect(200)?;
-        Ok(Some(STANDARD.decode(reply.text("/value")?).context("the point is not base64")?))
-    }
-
-    fn handle(&self, id: &str) -> Result<Option<String>> {
-        let reply = raw::call(&self.socket(Daemon::Keys), "GET", &format!("/keypair/{id}?{VERSION}"), None)?;
-        match reply.status {
-            400 => Ok(None),
-            _ => reply.expect(200)?.text("/keyHandle").map(Some),
-        }
-    }
-
-    /// Deletes a key pair if it is there.
-    pub fn delete_key(&self, id: &str) -> Result<()> {
-        let Some(handle) = self.handle(id)? else { return Ok(()) };
-        let body = json!({ "keyHandle": handle }).to_string();
-        let target = format!("/keypair?{VERSION}");
-        raw::call(&self.socket(Daemon::Keys), "DELETE", &target, Some(&body))?.expect(204).map(|_| ())
-    }
-
-    /// Fails unless the stored certificate is for the key pair of the same id.
-    pub fn check_pair(&self, id: &str) -> Result<()> {
-        let pem = fs::read(self.certificate_file(id)).with_context(|| format!("no certificate {id}"))?;
-        let leaf = X509::from_pem(&pem).with_context(|| format!("the certificate {id} is not PEM"))?;
-        let key = leaf.public_key()?.ec_key().context("not an EC key")?;
-        let mut context = BigNumContext::new()?;
-        let point = key.public_key().to_bytes(key.group(), PointConversionForm::COMPRESSED, &mut context)?;
-        let held = self.public_key(id)?.with_context(|| format!("no key pair {id}"))?;
-        ensure!(point == held, "the certificate {id} is for another key than the key pair {id}");
-        Ok(())
-    }
-
     /// Certificate and key as they lie in the services' folders; fails if they do not belong together.
     pub fn pair(&self, id: &str) -> Result<Pair> {
         Pair::read(&self.certificate_file(id), &self.key_file(id))
     }
-
-    /// File of a stored certificate: certs.md, 3.2.
-    #[must_use]
-    pub fn certificate_file(&self, id: &str) -> PathBuf {
-        self.certificates().join(file_name(id, "cer"))
-    }
-
-    /// Where certificates are stored.
-    #[must_use]
-    pub fn certificates(&self) -> PathBuf {
-        self.path("var/lib/aziot/certd/certs")
-    }
-
-    /// File of a key pair that is not on a token.
-    #[must_use]
-    pub fn key_file(&self, id: &str) -> PathBuf {
-        self.path("var/lib/aziot/keyd/keys").join(file_name(id, "key"))
-    }
-}
-
-fn file_name(id: &str, extension: &str) -> String {
-    let letters: String = id.chars().filter(char::is_ascii_alphanumeric).collect();
-    format!("{letters}-{}.{extension}", hex::encode(&sha256(id.as_bytes())))
 }
 
 impl Deref for EstDevice {
@@ -203,16 +127,5 @@ impl Deref for EstDevice {
 impl DerefMut for EstDevice {
     fn deref_mut(&mut self) -> &mut World {
         &mut self.world
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::file_name;
-
-    #[test]
-    fn file_names_are_those_of_the_public_service() {
-        let expected = "estid-c45f3e96a312cc524fecceddbc40dfc2aa789eae911d8bc7dd4eda19b93be900.cer";
-        assert_eq!(file_name("est-id", "cer"), expected);
     }
 }
