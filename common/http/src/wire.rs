@@ -3,7 +3,8 @@
 use std::fmt;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
+use serde_json::value::RawValue;
 use zeroize::{Zeroize, Zeroizing};
 
 /// Bytes that anybody may see: signatures, ciphertexts, public parameters.
@@ -48,7 +49,7 @@ impl fmt::Debug for SecretBytes {
 
 impl Serialize for Base64 {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&STANDARD.encode(&self.0))
+        json(&self.0)?.serialize(serializer)
     }
 }
 
@@ -56,6 +57,15 @@ impl Serialize for SecretBytes {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&Zeroizing::new(STANDARD.encode(self.expose())))
     }
+}
+
+/// The JSON string that `bytes` become. It needs no escapes; as a mere string the serializer would look at each byte for some.
+fn json<E: ser::Error>(bytes: &[u8]) -> Result<Box<RawValue>, E> {
+    let mut text = String::with_capacity(base64::encoded_len(bytes.len(), true).unwrap_or(0) + 2);
+    text.push('"');
+    STANDARD.encode_string(bytes, &mut text);
+    text.push('"');
+    RawValue::from_string(text).map_err(E::custom)
 }
 
 impl<'de> Deserialize<'de> for Base64 {

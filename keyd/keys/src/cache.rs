@@ -9,7 +9,7 @@ use std::num::NonZeroUsize;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use lru::LruCache;
 
@@ -20,6 +20,10 @@ const LIMIT: NonZeroUsize = NonZeroUsize::new(256).expect("is not 0");
 
 /// The clock that stamps files stands still for 1 to 10 ms at a time (kernels before 6.13, and file systems without fine stamps).
 const LONGEST_TICK: Duration = Duration::from_millis(20);
+
+/// How long a look at a file holds: one key that is used thousands of times a second is not looked up as often, and nobody replaces a file and
+/// sends a request in less.
+const LOOK_HOLDS: Duration = Duration::from_millis(3);
 
 /// What tells one state of a file from the next.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -58,7 +62,14 @@ impl Stamp {
 
 pub(crate) struct Cache {
     /// By the bytes of the path: hashing a `Path` takes it apart.
-    entries: Mutex<LruCache<OsString, (Stamp, Arc<Content>)>>,
+    entries: Mutex<LruCache<OsString, Entry>>,
+}
+
+struct Entry {
+    stamp: Stamp,
+    /// When its file was last seen unchanged.
+    seen_at: Option<Instant>,
+    content: Arc<Content>,
 }
 
 impl Default for Cache {
@@ -68,18 +79,31 @@ impl Default for Cache {
 }
 
 impl Cache {
+    /// The key as it was a moment ago: its file need not be looked at again.
+    pub(crate) fn get_just_seen(&self, path: &Path) -> Option<Arc<Content>> {
+        let mut entries = self.lock();
+        let entry = entries.get(path.as_os_str())?;
+        let holds = entry.seen_at.is_some_and(|seen_at| seen_at.elapsed() < LOOK_HOLDS);
+        holds.then(|| Arc::clone(&entry.content))
+    }
+
+    /// The key, if the file still has the `stamp` with which it was read. The file was looked at just now.
     pub(crate) fn get(&self, path: &Path, stamp: Stamp) -> Option<Arc<Content>> {
-        self.lock().get(path.as_os_str()).filter(|(known, _)| *known == stamp).map(|(_, content)| Arc::clone(content))
+        let mut entries = self.lock();
+        let entry = entries.get_mut(path.as_os_str()).filter(|entry| entry.stamp == stamp)?;
+        entry.seen_at = Some(Instant::now());
+        Some(Arc::clone(&entry.content))
     }
 
     /// Whether some state of the file is known, the present one or an older, and is such a key.
     pub(crate) fn has_such(&self, path: &Path, is_such: impl FnOnce(&Content) -> bool) -> bool {
-        self.lock().peek(path.as_os_str()).is_some_and(|(_, content)| is_such(content))
+        self.lock().peek(path.as_os_str()).is_some_and(|entry| is_such(&entry.content))
     }
 
     /// `stamp` is from before the file was read: if it changed meanwhile, the next look-up misses.
     pub(crate) fn put(&self, path: &Path, stamp: Stamp, content: &Arc<Content>) {
-        let replaced = self.lock().push(path.as_os_str().to_owned(), (stamp, Arc::clone(content)));
+        let entry = Entry { stamp, seen_at: None, content: Arc::clone(content) };
+        let replaced = self.lock().push(path.as_os_str().to_owned(), entry);
         // Wiped when nobody waits for the lock.
         drop(replaced);
     }
@@ -90,7 +114,7 @@ impl Cache {
         drop(forgotten);
     }
 
-    fn lock(&self) -> MutexGuard<'_, LruCache<OsString, (Stamp, Arc<Content>)>> {
+    fn lock(&self) -> MutexGuard<'_, LruCache<OsString, Entry>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -130,6 +154,28 @@ mod tests {
             cache.put(Path::new(&number.to_string()), stamp, &content);
             assert!(hot.iter().all(|path| cache.get(Path::new(path), stamp).is_some()), "after {number}");
         }
+    }
+
+    #[test]
+    fn a_look_holds_for_a_moment_only() {
+        let cache = Cache::default();
+        let path = Path::new("key");
+        let stamp = Stamp::from(&Path::new("/").metadata().unwrap());
+        let content = Arc::new(Content::parse(Zeroizing::new(vec![1])).unwrap());
+        cache.put(path, stamp, &content);
+        assert!(cache.get_just_seen(path).is_none(), "read, but not seen since");
+        let age = |milliseconds| {
+            let seen_at = Instant::now().checked_sub(Duration::from_millis(milliseconds)).unwrap();
+            cache.lock().get_mut(path.as_os_str()).unwrap().seen_at = Some(seen_at);
+        };
+        age(0);
+        assert!(cache.get_just_seen(path).is_some());
+        age(3);
+        assert!(cache.get_just_seen(path).is_none());
+        assert!(cache.get(path, stamp).is_some(), "the file has not changed");
+        assert!(cache.get_just_seen(path).is_some(), "and was looked at");
+        cache.forget(path);
+        assert!(cache.get_just_seen(path).is_none());
     }
 
     #[test]

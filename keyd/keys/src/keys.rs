@@ -17,7 +17,7 @@ use crate::error::{Error, Failure, Invalid, Problem};
 use crate::key_pair::{KeyPair, KeyPairAlgorithm, KeyPairOperations, PublicParameter, RsaPadding};
 use crate::location::{Location, Locations, Settings, SettingsError};
 use crate::preferred_algorithms::{self, NewKeyPair};
-use crate::store::{self, Store};
+use crate::store::{self, Look, Store};
 use crate::symmetric::{KeyUsage, SymmetricKey, SymmetricOperations};
 use crate::token::{Outcome, TokenError, TokenLocation};
 use crate::turns::Turns;
@@ -132,7 +132,7 @@ impl Keys {
 
     /// Makes sure that the symmetric key `id` exists and can be used.
     pub fn load_key(&self, id: &str) -> Result<(), Error> {
-        self.with_stored(id, |_| Ok(()))
+        self.with_stored(Look::Now, id, |_| Ok(()))
     }
 
     /// Makes `bytes` the symmetric key `id`, over the symmetric key that is there. Never over a key pair or a preloaded key.
@@ -302,18 +302,18 @@ impl Keys {
 
     /// HMAC-SHA256 of `message`, 32 bytes.
     pub fn sign_hmac(&self, key: SymmetricUse<'_>, message: &[u8]) -> Result<Secret, Error> {
-        self.with_symmetric(key, |key| key.hmac(message))
+        self.hmac(Look::AMomentAgo, key, message)
     }
 
     /// Whether `signature` is the HMAC-SHA256 of `message`, in constant time. A wrong length is just "no".
     pub fn verify_hmac(&self, key: SymmetricUse<'_>, message: &[u8], signature: &[u8]) -> Result<bool, Error> {
-        let expected = self.sign_hmac(key, message)?;
+        let expected = self.hmac(Look::Now, key, message)?;
         Ok(expected.len() == signature.len() && memcmp::eq(&expected, signature))
     }
 
     /// The key derived from `base` and `data`, 32 bytes.
     pub fn derive(&self, base: &str, data: &[u8]) -> Result<Secret, Error> {
-        self.with_stored(base, |key| key.hmac(data))
+        self.with_stored(Look::Now, base, |key| key.hmac(data))
     }
 
     /// AES-256-GCM: version byte 2, ciphertext, 16-byte tag. `iv` has 1 to 128 bytes and is not part of the result.
@@ -324,7 +324,7 @@ impl Keys {
         aad: &[u8],
         plaintext: &[u8],
     ) -> Result<Vec<u8>, Error> {
-        self.with_symmetric(key, |key| key.encrypt(iv, aad, plaintext))
+        self.with_symmetric(Look::AMomentAgo, key, |key| key.encrypt(iv, aad, plaintext))
     }
 
     /// The plaintext of what [`Keys::encrypt_aead`] made, or of the older layout (version byte 1, tag, ciphertext).
@@ -335,7 +335,7 @@ impl Keys {
         aad: &[u8],
         ciphertext: &[u8],
     ) -> Result<Secret, Error> {
-        self.with_symmetric(key, |key| key.decrypt(iv, aad, ciphertext))
+        self.with_symmetric(Look::AMomentAgo, key, |key| key.decrypt(iv, aad, ciphertext))
     }
 
     /// The algorithm of a key pair.
@@ -358,13 +358,18 @@ impl Keys {
         self.with_key_pair(id, |pair| pair.encrypt_rsa(padding, input))
     }
 
+    fn hmac(&self, look: Look, key: SymmetricUse<'_>, message: &[u8]) -> Result<Secret, Error> {
+        self.with_symmetric(look, key, |key| key.hmac(message))
+    }
+
     fn with_symmetric<T>(
         &self,
+        look: Look,
         key: SymmetricUse<'_>,
         operation: impl Fn(&dyn SymmetricOperations) -> Result<T, Problem>,
     ) -> Result<T, Error> {
         match key {
-            SymmetricUse::Stored(id) => self.with_stored(id, operation),
+            SymmetricUse::Stored(id) => self.with_stored(look, id, operation),
             // Derived on the base key's token if need be, and used here.
             SymmetricUse::Derived { base, data } => {
                 let derived = self.derive(base, data)?;
@@ -378,13 +383,14 @@ impl Keys {
 
     fn with_stored<T>(
         &self,
+        look: Look,
         id: &str,
         operation: impl Fn(&dyn SymmetricOperations) -> Result<T, Problem>,
     ) -> Result<T, Error> {
         let find = || {
             for location in self.locations.of(id)? {
                 let found = match location {
-                    Location::File(file) => match self.store.load(&file)? {
+                    Location::File(file) => match self.store.load(look, &file)? {
                         Some(content) => Some(operation(content.symmetric()?)?),
                         None => None,
                     },
@@ -407,7 +413,7 @@ impl Keys {
         let find = || {
             for location in self.locations.of(id)? {
                 let found = match location {
-                    Location::File(file) => match self.store.load(&file)? {
+                    Location::File(file) => match self.store.load(Look::AMomentAgo, &file)? {
                         Some(content) => Some(operation(content.key_pair(&file.path)?)?),
                         None => None,
                     },

@@ -36,6 +36,15 @@ enum Writer {
     Ourselves,
 }
 
+/// When the file of a key must have been seen.
+#[derive(Clone, Copy, Eq, PartialEq)]
+pub(crate) enum Look {
+    /// For whoever asks whether it is there.
+    Now,
+    /// For whoever uses it: one that was there a moment ago will do.
+    AMomentAgo,
+}
+
 pub(crate) struct Store {
     folder: Option<PathBuf>,
     cache: Cache,
@@ -48,7 +57,12 @@ impl Store {
     }
 
     /// The key at `location`, `None` if nothing is there.
-    pub(crate) fn load(&self, location: &FileLocation) -> Result<Option<Arc<Content>>, Failure> {
+    pub(crate) fn load(&self, look: Look, location: &FileLocation) -> Result<Option<Arc<Content>>, Failure> {
+        if look == Look::AMomentAgo
+            && let Some(content) = self.cache.get_just_seen(&location.path)
+        {
+            return Ok(Some(content));
+        }
         self.read(&location.path, Writer::Anybody)
     }
 

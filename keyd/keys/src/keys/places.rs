@@ -4,11 +4,12 @@ use super::Keys;
 use crate::content::Content;
 use crate::error::{Failure, Invalid, Problem};
 use crate::location::{FileLocation, Location};
+use crate::store::Look;
 
 impl Keys {
     pub(super) fn has_key_pair(&self, location: &Location) -> Result<bool, Problem> {
         match location {
-            Location::File(file) => match self.store.load(file)? {
+            Location::File(file) => match self.store.load(Look::Now, file)? {
                 Some(content) => Ok(content.key_pair(&file.path).map(|_| true)?),
                 None => Ok(false),
             },
@@ -24,7 +25,7 @@ impl Keys {
     /// Whether there is nothing to make. An empty file that is not preloaded is as good as none.
     pub(super) fn is_key_there(&self, locations: &[Location]) -> Result<bool, Problem> {
         is_there(locations, |location| match location {
-            Location::File(file) => match self.store.load(file)? {
+            Location::File(file) => match self.store.load(Look::Now, file)? {
                 Some(content) => Ok(content.symmetric().map(|_| true)?),
                 None => Ok(false),
             },
@@ -60,7 +61,7 @@ impl Keys {
         if file.is_untouchable() {
             return Err(Problem::Preloaded);
         }
-        match self.store.load(file) {
+        match self.store.load(Look::Now, file) {
             Ok(Some(content)) => Ok(is_wanted_kind(&content)?),
             Ok(None) | Err(Failure::Empty { .. }) => Ok(()),
             Err(failure) => Err(failure.into()),
