@@ -15,15 +15,30 @@ pub(crate) fn run() -> Result<()> {
     cargo("lints", &["clippy", "--workspace", "--all-targets", "--locked", "--quiet", "--", "--deny", "warnings"])?;
     // System tests start the programs themselves, which `cargo test` alone does not build.
     cargo("programs", &["build", "--workspace", "--bins", "--locked", "--quiet"])?;
-    cargo("tests", &["test", "--workspace", "--locked"])?;
+    tests()?;
     report::line(format_args!("all checks passed in {}", report::seconds(begun.elapsed())))
 }
 
+/// Two tests for each processor at a time: most of them wait for a daemon, a disk or a clock.
+fn tests() -> Result<()> {
+    const THREADS: &str = "RUST_TEST_THREADS";
+    let threads = match std::env::var_os(THREADS) {
+        Some(threads) => threads,
+        None => (2 * std::thread::available_parallelism().map_or(1, usize::from)).to_string().into(),
+    };
+    run_cargo("tests", &["test", "--workspace", "--locked"], |command| command.env(THREADS, &threads))
+}
+
 fn cargo(title: &str, arguments: &[&str]) -> Result<()> {
+    run_cargo(title, arguments, |command| command)
+}
+
+fn run_cargo(title: &str, arguments: &[&str], prepare: impl FnOnce(&mut Command) -> &mut Command) -> Result<()> {
     let begun = Instant::now();
     report::line(format_args!("{title}: cargo {}", arguments.join(" ")))?;
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    let status = command.args(arguments).current_dir(crate::root()).status().context("could not run cargo")?;
+    command.args(arguments).current_dir(crate::root());
+    let status = prepare(&mut command).status().context("could not run cargo")?;
     if !status.success() {
         bail!("{title}: `cargo {}` failed", arguments.join(" "));
     }
