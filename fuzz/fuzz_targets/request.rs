@@ -40,7 +40,7 @@ fuzz_target!(|input: &[u8]| {
         .header("content-type", "application/json")
         .body(body.to_vec())
         .expect("a request");
-    let peer = Peer { uid: USER, gid: USER, pid: 1 };
+    let peer = Peer::new(USER, USER, 1);
     let (status, answer) = WORLD.runtime.block_on(testing::answer(WORLD.service.routes(), peer, request));
     let allowed = [200, 204, 400, 401, 403, 415, 422, 500];
     assert!(allowed.contains(&status.as_u16()), "{status}");

@@ -64,8 +64,8 @@ mod tests {
         let settings = Settings { homedir_path: Some(folder.path().into()), ..Settings::default() };
         let keys = Keys::new(Arc::new(Library::new(settings).unwrap()), Principals::default());
         let path = folder.path().join("keys").join(file_name("k").unwrap());
-        let root = Peer { uid: 0, gid: 0, pid: 1 };
-        let create = || Box::pin(keys.create_key(root, "k".to_owned(), KeyUsage::SIGN, None));
+        let root = Peer::new(0, 0, 1);
+        let create = || Box::pin(keys.create_key(&root, "k".to_owned(), KeyUsage::SIGN, None));
         let mut context = Context::from_waker(Waker::noop());
         create().await.unwrap();
         assert!(create().as_mut().poll(&mut context).is_ready(), "what is in memory is answered at once");

@@ -36,15 +36,15 @@ pub(crate) fn routes(keys: Arc<Keys>) -> Routes {
 
 async fn create_key(keys: Arc<Keys>, peer: Peer, call: CreateKey) -> Result<Handle, Error> {
     let bytes = call.key_bytes.map(SecretBytes::into_exposed);
-    keys.create_key(peer, call.key_id, usage(call.usage), bytes).await.map(handle)
+    keys.create_key(&peer, call.key_id, usage(call.usage), bytes).await.map(handle)
 }
 
 async fn load_key(keys: Arc<Keys>, peer: Peer, call: LoadKey) -> Result<Handle, Error> {
-    keys.load_key(peer, call.key_id).await.map(handle)
+    keys.load_key(&peer, call.key_id).await.map(handle)
 }
 
 async fn delete_key(keys: Arc<Keys>, peer: Peer, call: DeleteKey) -> Result<(), Error> {
-    keys.delete_key(peer, &call.key_handle).await
+    keys.delete_key(&peer, &call.key_handle).await
 }
 
 async fn move_key(_: Arc<Keys>, _: Peer, call: MoveKey) -> Result<(), Error> {
@@ -52,46 +52,46 @@ async fn move_key(_: Arc<Keys>, _: Peer, call: MoveKey) -> Result<(), Error> {
 }
 
 async fn create_key_pair(keys: Arc<Keys>, peer: Peer, call: CreateKeyPair) -> Result<Handle, Error> {
-    keys.create_key_pair(peer, call.key_id, call.preferred_algorithms).await.map(handle)
+    keys.create_key_pair(&peer, call.key_id, call.preferred_algorithms).await.map(handle)
 }
 
 async fn load_key_pair(keys: Arc<Keys>, peer: Peer, call: LoadKeyPair) -> Result<Handle, Error> {
-    keys.load_key_pair(peer, call.key_id).await.map(handle)
+    keys.load_key_pair(&peer, call.key_id).await.map(handle)
 }
 
 async fn move_key_pair(keys: Arc<Keys>, peer: Peer, call: MoveKeyPair) -> Result<(), Error> {
-    keys.move_key_pair(peer, call.from, call.key_id).await
+    keys.move_key_pair(&peer, call.from, call.key_id).await
 }
 
 async fn delete_key_pair(keys: Arc<Keys>, peer: Peer, call: DeleteKeyPair) -> Result<(), Error> {
-    keys.delete_key_pair(peer, &call.key_handle).await
+    keys.delete_key_pair(&peer, &call.key_handle).await
 }
 
 async fn get_parameter(keys: Arc<Keys>, peer: Peer, call: GetParameter) -> Result<Parameter, Error> {
-    keys.parameter(peer, &call.name, &call.key_handle).await.map(|value| Parameter { value })
+    keys.parameter(&peer, &call.name, &call.key_handle).await.map(|value| Parameter { value })
 }
 
 async fn create_derived_key(keys: Arc<Keys>, peer: Peer, call: CreateDerivedKey) -> Result<Handle, Error> {
-    keys.create_derived_key(peer, call.base_key_handle, call.derivation_data.0).await.map(handle)
+    keys.create_derived_key(&peer, call.base_key_handle, call.derivation_data.0).await.map(handle)
 }
 
 async fn export_derived_key(keys: Arc<Keys>, peer: Peer, call: ExportDerivedKey) -> Result<ExportedKey, Error> {
-    let key = keys.export_derived_key(peer, &call.key_handle).await?;
+    let key = keys.export_derived_key(&peer, &call.key_handle).await?;
     Ok(ExportedKey { key: key.into() })
 }
 
 async fn sign(keys: Arc<Keys>, peer: Peer, call: Sign) -> Result<Signature, Error> {
-    let signature = keys.sign(peer, &call.key_handle, call.mechanism).await?;
+    let signature = keys.sign(&peer, &call.key_handle, call.mechanism).await?;
     Ok(Signature { signature: Base64(signature) })
 }
 
 async fn encrypt(keys: Arc<Keys>, peer: Peer, call: Encrypt) -> Result<Ciphertext, Error> {
-    let ciphertext = keys.encrypt(peer, &call.key_handle, call.mechanism, call.plaintext.into_exposed()).await?;
+    let ciphertext = keys.encrypt(&peer, &call.key_handle, call.mechanism, call.plaintext.into_exposed()).await?;
     Ok(Ciphertext { ciphertext: Base64(ciphertext) })
 }
 
 async fn decrypt(keys: Arc<Keys>, peer: Peer, call: Decrypt) -> Result<Plaintext, Error> {
-    let plaintext = keys.decrypt(peer, &call.key_handle, call.mechanism, call.ciphertext.0).await?;
+    let plaintext = keys.decrypt(&peer, &call.key_handle, call.mechanism, call.ciphertext.0).await?;
     Ok(Plaintext { plaintext: plaintext.into() })
 }
 

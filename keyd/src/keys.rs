@@ -51,7 +51,7 @@ impl Keys {
     /// A handle of the symmetric key `id`, which is imported if there are bytes and otherwise made if it is missing.
     pub(crate) async fn create_key(
         &self,
-        peer: Peer,
+        peer: &Peer,
         id: String,
         usage: KeyUsage,
         bytes: Option<Secret>,
@@ -64,13 +64,14 @@ impl Keys {
             return Ok(self.handles.of_key(id).await?);
         }
         let key_id = id.clone();
+        let uid = peer.uid;
         self.run(Where::BlockingThread, move |library| match bytes {
             Some(bytes) => {
                 // For the log alone: what is there and cannot be loaded is the import's to judge.
                 let replaces = library.load_key(&key_id).is_ok();
                 library.import_key(&key_id, usage, &bytes)?;
                 if replaces {
-                    tracing::info!({ fields::KEY_ID } = key_id, { fields::UID } = peer.uid, "an import replaced a key");
+                    tracing::info!({ fields::KEY_ID } = key_id, { fields::UID } = uid, "an import replaced a key");
                 }
                 Ok(())
             }
@@ -81,7 +82,7 @@ impl Keys {
     }
 
     /// A handle of the symmetric key `id`, which must exist.
-    pub(crate) async fn load_key(&self, peer: Peer, id: String) -> Result<KeyHandle, Error> {
+    pub(crate) async fn load_key(&self, peer: &Peer, id: String) -> Result<KeyHandle, Error> {
         self.authorize(peer, &id)?;
         check_text("id", &id)?;
         audit(peer, "load", &id);
@@ -91,7 +92,7 @@ impl Keys {
     }
 
     /// Deletes the symmetric key of a handle; one that is gone already is no error.
-    pub(crate) async fn delete_key(&self, peer: Peer, handle: &KeyHandle) -> Result<(), Error> {
+    pub(crate) async fn delete_key(&self, peer: &Peer, handle: &KeyHandle) -> Result<(), Error> {
         match self.open(peer, handle).await? {
             Target::Key(id) => {
                 audit(peer, "delete", &id);
@@ -104,7 +105,7 @@ impl Keys {
     /// A handle of the key pair `id`, which is made if it is missing.
     pub(crate) async fn create_key_pair(
         &self,
-        peer: Peer,
+        peer: &Peer,
         id: String,
         preferred_algorithms: Option<String>,
     ) -> Result<KeyHandle, Error> {
@@ -121,7 +122,7 @@ impl Keys {
     }
 
     /// A handle of the key pair `id`, which must exist.
-    pub(crate) async fn load_key_pair(&self, peer: Peer, id: String) -> Result<KeyHandle, Error> {
+    pub(crate) async fn load_key_pair(&self, peer: &Peer, id: String) -> Result<KeyHandle, Error> {
         self.authorize(peer, &id)?;
         check_text("id", &id)?;
         audit(peer, "load", &id);
@@ -131,7 +132,7 @@ impl Keys {
     }
 
     /// Gives the key pair `from` the id `to`, in place of the pair that has it.
-    pub(crate) async fn move_key_pair(&self, peer: Peer, from: String, to: String) -> Result<(), Error> {
+    pub(crate) async fn move_key_pair(&self, peer: &Peer, from: String, to: String) -> Result<(), Error> {
         check_move(&from, &to)?;
         self.authorize(peer, &from)?;
         self.authorize(peer, &to)?;
@@ -149,7 +150,7 @@ impl Keys {
     }
 
     /// Deletes the key pair of a handle; one that is gone already is no error.
-    pub(crate) async fn delete_key_pair(&self, peer: Peer, handle: &KeyHandle) -> Result<(), Error> {
+    pub(crate) async fn delete_key_pair(&self, peer: &Peer, handle: &KeyHandle) -> Result<(), Error> {
         match self.open(peer, handle).await? {
             Target::KeyPair(id) => {
                 audit(peer, "delete", &id);
@@ -160,7 +161,7 @@ impl Keys {
     }
 
     /// A public parameter of a key pair: `ECDSA` or `RSA` for `algorithm`, base64 of the bytes for the others.
-    pub(crate) async fn parameter(&self, peer: Peer, name: &str, handle: &KeyHandle) -> Result<String, Error> {
+    pub(crate) async fn parameter(&self, peer: &Peer, name: &str, handle: &KeyHandle) -> Result<String, Error> {
         let no_such_parameter = || Error::parameter("name", Reason::NoSuchParameter);
         let (id, is_pair) = match self.open(peer, handle).await? {
             Target::KeyPair(id) => (id, true),
@@ -199,7 +200,7 @@ impl Keys {
     /// A handle of the key that `data` makes of the key `base`. Nothing is stored, and the base key need not exist yet.
     pub(crate) async fn create_derived_key(
         &self,
-        peer: Peer,
+        peer: &Peer,
         base: KeyHandle,
         data: Vec<u8>,
     ) -> Result<KeyHandle, Error> {
@@ -216,7 +217,7 @@ impl Keys {
     }
 
     /// The bytes of a derived key.
-    pub(crate) async fn export_derived_key(&self, peer: Peer, handle: &KeyHandle) -> Result<Secret, Error> {
+    pub(crate) async fn export_derived_key(&self, peer: &Peer, handle: &KeyHandle) -> Result<Secret, Error> {
         match self.open(peer, handle).await? {
             Target::Derived { base, data } => {
                 audit(peer, "export", &base);
@@ -230,7 +231,7 @@ impl Keys {
     /// A signature by a key pair (ECDSA) or a symmetric or derived key (HMAC).
     pub(crate) async fn sign(
         &self,
-        peer: Peer,
+        peer: &Peer,
         handle: &KeyHandle,
         mechanism: SignMechanism,
     ) -> Result<Vec<u8>, Error> {
@@ -256,7 +257,7 @@ impl Keys {
     /// Encrypts with a symmetric or derived key, or performs the RSA private operation of a key pair.
     pub(crate) async fn encrypt(
         &self,
-        peer: Peer,
+        peer: &Peer,
         handle: &KeyHandle,
         mechanism: EncryptMechanism,
         plaintext: Secret,
@@ -282,7 +283,7 @@ impl Keys {
     /// Decrypts with a symmetric or derived key.
     pub(crate) async fn decrypt(
         &self,
-        peer: Peer,
+        peer: &Peer,
         handle: &KeyHandle,
         mechanism: EncryptMechanism,
         ciphertext: Vec<u8>,
@@ -296,12 +297,12 @@ impl Keys {
         self.run(place, move |library| library.decrypt_aead(key.for_use(), &iv.0, &aad.0, &ciphertext)).await
     }
 
-    fn authorize(&self, peer: Peer, id: &str) -> Result<(), Error> {
+    fn authorize(&self, peer: &Peer, id: &str) -> Result<(), Error> {
         if self.principals.load().allow(peer.uid, id) { Ok(()) } else { Err(refuse(peer, id)) }
     }
 
     /// What a handle stands for. One of the key that signs handles was forged or comes from the public service; it opens nothing here.
-    async fn open(&self, peer: Peer, handle: &KeyHandle) -> Result<Target, Error> {
+    async fn open(&self, peer: &Peer, handle: &KeyHandle) -> Result<Target, Error> {
         let target = self.handles.check(handle).await?;
         if target.id() == HANDLE_KEY { Err(refuse(peer, HANDLE_KEY)) } else { Ok(target) }
     }
@@ -356,7 +357,7 @@ fn check_text(name: &'static str, text: &str) -> Result<(), Error> {
 }
 
 /// Every use of a key, for whoever turns this target on (`docs/hardening.md`).
-fn audit(peer: Peer, operation: &str, key_id: &str) {
+fn audit(peer: &Peer, operation: &str, key_id: &str) {
     // The fields are worked out only where the target is on.
     tracing::debug!(
         target: "aziot_keyd::audit",
@@ -370,7 +371,7 @@ fn audit(peer: Peer, operation: &str, key_id: &str) {
     );
 }
 
-fn refuse(peer: Peer, key_id: &str) -> Error {
+fn refuse(peer: &Peer, key_id: &str) -> Error {
     tracing::warn!(
         target: "aziot_keyd::audit",
         { { fields::KEY_ID } = key_id, { fields::UID } = peer.uid, { fields::PID } = peer.pid },

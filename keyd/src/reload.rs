@@ -36,7 +36,7 @@ mod tests {
 
     use super::*;
 
-    const USER: Peer = Peer { uid: 4_000_000, gid: 1, pid: 1 };
+    const USER: Peer = Peer::new(4_000_000, 1, 1);
 
     #[tokio::test]
     async fn new_principals_replace_the_old_ones() {
@@ -48,7 +48,7 @@ mod tests {
             let principal = vec![Principal { uid: USER.uid, keys: vec![Glob::new(allowed)] }];
             apply(Config { principal, ..Config::default() }, &Config::default(), &keys);
             for id in ["first", "second"] {
-                let created = keys.create_key(USER, id.to_owned(), KeyUsage::SIGN, None).await;
+                let created = keys.create_key(&USER, id.to_owned(), KeyUsage::SIGN, None).await;
                 assert_eq!(created.is_ok(), id == allowed, "{id} where {allowed} is allowed");
             }
         }

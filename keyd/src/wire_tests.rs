@@ -485,7 +485,7 @@ async fn damaged_key_files_are_500_and_stay(behind: Behind) {
 async fn principals_decide_and_may_change(behind: Behind) {
     let daemon = Daemon::start(behind);
     let keys = &daemon.keys;
-    let peer = Peer { uid: 4_000_000, gid: 1, pid: 1 };
+    let peer = &Peer::new(4_000_000, 1, 1);
     let entry = |keys: &[&str]| Principal { uid: peer.uid, keys: keys.iter().map(|key| Glob::new(*key)).collect() };
     keys.set_principals(Principals::new(&[entry(&["mine-*"])]));
     let handle = keys.create_key(peer, "mine-1".into(), KeyUsage::SIGN, None).await.unwrap();

@@ -15,16 +15,16 @@ pub(crate) fn routes(tpm: Arc<Tpm>) -> Routes {
 }
 
 async fn get_tpm_keys(tpm: Arc<Tpm>, peer: Peer, _: GetTpmKeys) -> Result<TpmKeys, Error> {
-    let keys = tpm.public_keys(peer).await?;
+    let keys = tpm.public_keys(&peer).await?;
     Ok(TpmKeys { endorsement_key: Base64(keys.endorsement_key), storage_root_key: Base64(keys.storage_root_key) })
 }
 
 async fn import_auth_key(tpm: Arc<Tpm>, peer: Peer, call: ImportAuthKey) -> Result<Imported, Error> {
-    tpm.import(peer, call.key.into_exposed()).await.map(|()| Imported {})
+    tpm.import(&peer, call.key.into_exposed()).await.map(|()| Imported {})
 }
 
 async fn sign_with_auth_key(tpm: Arc<Tpm>, peer: Peer, call: SignWithAuthKey) -> Result<Digest, Error> {
-    let digest = tpm.sign(peer, call.data.0).await?;
+    let digest = tpm.sign(&peer, call.data.0).await?;
     Ok(Digest { digest: Base64(digest) })
 }
 

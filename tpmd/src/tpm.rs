@@ -29,13 +29,13 @@ impl Tpm {
     }
 
     /// The public keys by which the cloud knows the TPM; made where there are none yet.
-    pub(crate) async fn public_keys(&self, peer: Peer) -> Result<PublicKeys, Error> {
+    pub(crate) async fn public_keys(&self, peer: &Peer) -> Result<PublicKeys, Error> {
         self.authorize(peer)?;
         self.worker.ask("get TPM keys", Chip::public_keys).await
     }
 
     /// Replaces the key that signs by the one in `blob`. When that fails, the one before it signs on.
-    pub(crate) async fn import(&self, peer: Peer, blob: Zeroizing<Vec<u8>>) -> Result<(), Error> {
+    pub(crate) async fn import(&self, peer: &Peer, blob: Zeroizing<Vec<u8>>) -> Result<(), Error> {
         self.authorize(peer)?;
         if blob.len() > BLOB_BYTES {
             return Err(Error::TooLarge { what: "a key", length: blob.len(), most: BLOB_BYTES });
@@ -44,12 +44,12 @@ impl Tpm {
     }
 
     /// HMAC-SHA256 of `data`, of any length that a request can have and the TPM can take before the caller's time is over.
-    pub(crate) async fn sign(&self, peer: Peer, data: Vec<u8>) -> Result<Vec<u8>, Error> {
+    pub(crate) async fn sign(&self, peer: &Peer, data: Vec<u8>) -> Result<Vec<u8>, Error> {
         self.authorize(peer)?;
         self.worker.ask("sign with auth key", move |chip, deadline| chip.sign(&data, deadline)).await
     }
 
-    fn authorize(&self, peer: Peer) -> Result<(), Error> {
+    fn authorize(&self, peer: &Peer) -> Result<(), Error> {
         if self.principals.load().allow(peer.uid) { Ok(()) } else { Err(Error::Unauthorized) }
     }
 }

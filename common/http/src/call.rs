@@ -20,11 +20,13 @@ pub trait Call: Serialize + DeserializeOwned + Send + Sync + 'static {
     const SINCE: ApiVersion = ApiVersion::V2020_09_01;
     /// What the call wants of the request's body.
     const BODY: Body = Body::Required;
+    /// What a caller reads that sent no body where one is required.
+    const MISSING_BODY: &'static str = "missing request body";
     /// Status of success.
     const SUCCESS: StatusCode = StatusCode::OK;
     /// Whether sending the call twice does no more than sending it once; others are repeated only if nothing was sent.
     const IDEMPOTENT: bool = true;
-    /// Body of a successful answer; `()` for 204.
+    /// Body of a successful answer; `()` for 204, and for an answer that is a [stream](crate::Streamed).
     type Reply: Reply;
 }
 

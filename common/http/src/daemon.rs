@@ -14,6 +14,14 @@ pub enum DaemonError {
     /// Anything else.
     #[error("service encountered an error")]
     Service(#[source] BoxError),
+    /// Nothing went wrong: what the daemon did takes effect in a new process, which the service manager is to start.
+    #[error("{reason}")]
+    Restart {
+        /// What it did.
+        reason: &'static str,
+        /// Other than 0, so that the service manager acts.
+        exit_code: u8,
+    },
 }
 
 impl DaemonError {
@@ -38,7 +46,14 @@ impl DaemonError {
         match self {
             Self::Settings(_) => 153,
             Self::Service(_) => 1,
+            Self::Restart { exit_code, .. } => *exit_code,
         }
+    }
+
+    /// Whether somebody should know, as opposed to an end that was wanted.
+    #[must_use]
+    pub const fn is_failure(&self) -> bool {
+        !matches!(self, Self::Restart { .. })
     }
 }
 

@@ -5,15 +5,24 @@ use std::{error::Error, fmt::Write as _};
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
 
+/// What callers read of a failure.
+const INTERNAL_ERROR: &str = "internal error";
+
 /// An error that a route may answer with. Implement it by hand, without a wildcard arm, beside the routes.
 pub trait Status: Error + Send + Sync + 'static {
     /// The status of the answer.
     fn status(&self) -> StatusCode;
 
     /// The caller's text for a status below 500: the error's own line. Override it with [`with_causes`] where the public
-    /// API promises `caused by:` lines. From 500 on the caller reads `internal error` and the log has the causes.
+    /// API promises `caused by:` lines.
     fn message(&self) -> String {
         self.to_string()
+    }
+
+    /// The caller's text from 500 on: nothing of what happened, which the log has with its causes. Override it where the public API tells
+    /// more, and keep to what any caller may know.
+    fn message_of_failure(&self) -> String {
+        INTERNAL_ERROR.to_owned()
     }
 }
 
@@ -62,7 +71,7 @@ impl Failure {
     pub(crate) fn internal(cause: impl Into<String>) -> Self {
         Self {
             status: StatusCode::INTERNAL_SERVER_ERROR,
-            message: "internal error".to_owned(),
+            message: INTERNAL_ERROR.to_owned(),
             causes: vec![cause.into()],
         }
     }
@@ -71,7 +80,7 @@ impl Failure {
 impl<E: Status> From<E> for Failure {
     fn from(error: E) -> Self {
         let status = error.status();
-        let message = if status.is_server_error() { "internal error".to_owned() } else { error.message() };
+        let message = if status.is_server_error() { error.message_of_failure() } else { error.message() };
         let mut causes = vec![error.to_string()];
         let mut cause = error.source();
         while let Some(error) = cause {

@@ -15,9 +15,11 @@ pub mod listener;
 mod parameters;
 pub mod peer;
 pub mod retry;
+mod room;
 pub mod server;
 pub mod service;
 mod stream;
+pub mod streamed;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod throttle;
@@ -31,14 +33,16 @@ pub use endpoint::Endpoint;
 pub use error::{Status, with_causes};
 pub use glob::Glob;
 pub use http::{Method, StatusCode};
-pub use listener::{Activation, Listener};
-pub use peer::Peer;
+pub use listener::{Activation, Listener, SocketMode};
+pub use peer::{Peer, PeerProcess};
 pub use retry::Retry;
+pub use room::Room;
 pub use server::{Limits, Server};
-pub use service::Service;
+pub use service::{Service, Target};
+pub use streamed::Streamed;
 pub use tokio_util::sync::CancellationToken as Shutdown;
 pub use version::ApiVersion;
-pub use wire::{Base64, SecretBytes};
+pub use wire::{Base64, SecretBytes, SecretText};
 
 /// The header that carries a request's id from daemon to daemon; see [`aziot_log::RequestId`].
 pub const REQUEST_ID_HEADER: &str = "x-request-id";

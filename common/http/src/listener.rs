@@ -4,25 +4,44 @@
 use std::{
     env, fs, io,
     os::{
-        fd::OwnedFd,
+        fd::{AsRawFd as _, OwnedFd},
         unix::{
             fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
             net::UnixListener,
         },
     },
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use rustix::{
+    fs::{Mode, OFlags},
     io::Errno,
     net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt},
 };
 
-use crate::Endpoint;
+use crate::{Endpoint, peer::Moment};
 
 /// Connections that wait in the kernel until they are accepted.
 const BACKLOG: i32 = 1024;
-const SOCKET_MODE: u32 = 0o660;
+
+/// Who may connect to a socket that is bound here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SocketMode {
+    /// 0660: the service's own user, and the members of its group.
+    Group,
+    /// 0666: everybody who reaches the file.
+    Everybody,
+}
+
+impl SocketMode {
+    const fn bits(self) -> u32 {
+        match self {
+            Self::Group => 0o660,
+            Self::Everybody => 0o666,
+        }
+    }
+}
 
 /// Why a daemon cannot listen.
 #[derive(Debug, thiserror::Error)]
@@ -93,11 +112,19 @@ impl Activation {
     }
 
     fn index_of(&self, name: &str) -> Option<usize> {
-        let index = match name.parse::<usize>() {
-            Ok(number) => number.checked_sub(3)?,
-            Err(_) => self.names.iter().position(|known| known == name)?,
-        };
-        (index < self.count).then_some(index)
+        match name.parse::<usize>() {
+            Ok(number) => number.checked_sub(3).filter(|index| *index < self.count),
+            Err(_) => self.index_named(name),
+        }
+    }
+
+    fn index_named(&self, name: &str) -> Option<usize> {
+        self.names.iter().position(|known| known == name).filter(|index| *index < self.count)
+    }
+
+    /// Whether there are several descriptors and somebody gave them names.
+    fn tells_several_apart(&self) -> bool {
+        self.count > 1 && self.names.iter().any(|name| !name.is_empty())
     }
 }
 
@@ -111,9 +138,18 @@ fn number(name: &'static str) -> Result<Option<u64>, ListenerError> {
 /// A socket that callers can already connect to.
 #[derive(Debug)]
 pub struct Listener {
-    pub(crate) listener: UnixListener,
-    /// Path, device and inode of a socket bound here, which is removed at the end if it is still ours.
-    bound: Option<(PathBuf, u64, u64)>,
+    pub(crate) socket: UnixListener,
+    /// Nobody connected before.
+    pub(crate) since: Moment,
+    /// A socket bound here.
+    pub(crate) bound: Option<Bound>,
+}
+
+/// The file of a socket, which is removed at the end if it is still ours.
+#[derive(Debug)]
+pub(crate) struct Bound {
+    path: PathBuf,
+    file: FileId,
 }
 
 impl Listener {
@@ -127,26 +163,117 @@ impl Listener {
             Endpoint::Unix(_) => None,
         };
         match (index, endpoint) {
-            (Some(index), _) => Ok(Self { listener: activation.take(index)?, bound: None }),
+            (Some(index), _) => Ok(Self::inherited(activation.take(index)?)),
             (None, Endpoint::Unix(path)) => Self::bind(path),
             (None, Endpoint::Descriptor(name)) => Err(ListenerError::NoDescriptor(name.clone())),
         }
     }
 
-    /// Binds a socket file of mode 0660 in place of a dead one. Missing parent directories are not made.
+    /// One of several sockets of a daemon. The handed-over descriptor called `name` wins over a `unix://` endpoint: socket units stay in place
+    /// where an administrator wrote an address into the settings. An `fd://` endpoint names its own descriptor.
+    ///
+    /// Several descriptors with names of which none is `name` are an error, since somebody meant one of them. Without names, or with a
+    /// single descriptor of another name, the endpoint is bound with `mode`.
+    pub fn open_named(
+        endpoint: &Endpoint,
+        activation: &mut Activation,
+        name: &str,
+        mode: SocketMode,
+    ) -> Result<Self, ListenerError> {
+        let missing = |name: &str| ListenerError::NoDescriptor(name.to_owned());
+        let index = match endpoint {
+            Endpoint::Descriptor(own) => activation.index_of(own).ok_or_else(|| missing(own))?,
+            Endpoint::Unix(path) => match activation.index_named(name) {
+                Some(index) => index,
+                None if activation.tells_several_apart() => return Err(missing(name)),
+                None => return Self::bind_with(path, mode),
+            },
+        };
+        Ok(Self::inherited(activation.take(index)?))
+    }
+
+    fn inherited(socket: UnixListener) -> Self {
+        Self { socket, since: Moment::FIRST, bound: None }
+    }
+
+    /// Binds a socket file of mode 0660 in place of a dead one, or of an empty directory. Missing parent directories are not made.
     pub fn bind(path: &Path) -> Result<Self, ListenerError> {
+        Self::bind_with(path, SocketMode::Group)
+    }
+
+    /// As [`bind`](Self::bind), with another mode.
+    pub fn bind_with(path: &Path, mode: SocketMode) -> Result<Self, ListenerError> {
         clear(path)?;
         let bind = || -> io::Result<Self> {
-            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-            let socket: OwnedFd = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-            net::bind(&socket, &SocketAddrUnix::new(path)?)?;
-            fs::set_permissions(path, fs::Permissions::from_mode(SOCKET_MODE))?;
-            // Nobody could connect until here.
-            net::listen(&socket, BACKLOG)?;
-            let metadata = fs::symlink_metadata(path)?;
-            Ok(Self { listener: socket.into(), bound: Some((path.to_owned(), metadata.dev(), metadata.ino())) })
+            let since = Moment::now();
+            let socket = listen(path, mode)?;
+            Ok(Self { socket, since, bound: Some(Bound { path: path.to_owned(), file: FileId::of(path)? }) })
         };
         bind().map_err(|source| ListenerError::Bind { path: path.to_owned(), source })
+    }
+
+    /// Binds a socket file over the one that is at the path, alive or dead, so that there always is one, and leaves it there at the end.
+    /// Unlike an address, which ends at 107 bytes, the path may be as long as paths may be. Returns which file it is as well: as long as that
+    /// is at the path, callers reach this listener.
+    pub fn replace(path: &Path, mode: SocketMode) -> Result<(Self, FileId), ListenerError> {
+        let replace = || -> io::Result<(Self, FileId)> {
+            let (Some(folder), Some(_)) = (path.parent(), path.file_name()) else {
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, "the path names no file in a folder"));
+            };
+            let directory =
+                rustix::fs::open(folder, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+            // Free: one left by a process that was killed is nobody's.
+            let name = format!(".binding-{}", TEMPORARY.fetch_add(1, Ordering::Relaxed));
+            let mut temporary = folder.join(&name);
+            if SocketAddrUnix::new(&temporary).is_err() {
+                // Short, whatever the folder's path.
+                temporary = PathBuf::from(format!("/proc/self/fd/{}/{name}", directory.as_raw_fd()));
+            }
+            remove_if_there(&temporary)?;
+            let since = Moment::now();
+            let socket = listen(&temporary, mode)?;
+            let id = FileId::of(&temporary)?;
+            fs::rename(&temporary, path).inspect_err(|_| {
+                let _ = fs::remove_file(&temporary);
+            })?;
+            Ok((Self { socket, since, bound: None }, id))
+        };
+        replace().map_err(|source| ListenerError::Bind { path: path.to_owned(), source })
+    }
+}
+
+/// Numbers of the names under which sockets are made before they take their places.
+static TEMPORARY: AtomicU64 = AtomicU64::new(0);
+
+fn listen(path: &Path, mode: SocketMode) -> io::Result<UnixListener> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket: OwnedFd = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    net::bind(&socket, &SocketAddrUnix::new(path)?)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode.bits()))?;
+    // Nobody could connect until here.
+    net::listen(&socket, BACKLOG)?;
+    Ok(socket.into())
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Which file it is, whatever its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileId {
+    device: u64,
+    inode: u64,
+}
+
+impl FileId {
+    /// The file at this path, not what a symbolic link there points to.
+    pub fn of(path: &Path) -> io::Result<Self> {
+        let metadata = fs::symlink_metadata(path)?;
+        Ok(Self { device: metadata.dev(), inode: metadata.ino() })
     }
 }
 
@@ -176,12 +303,11 @@ fn try_connect(path: &Path) -> Result<(), Errno> {
     net::connect(&socket, &SocketAddrUnix::new(path)?)
 }
 
-impl Drop for Listener {
+impl Drop for Bound {
     fn drop(&mut self) {
-        let Some((path, device, inode)) = &self.bound else { return };
-        if fs::symlink_metadata(path).is_ok_and(|now| (now.dev(), now.ino()) == (*device, *inode)) {
+        if FileId::of(&self.path).is_ok_and(|now| now == self.file) {
             // A socket left behind is replaced at the next start.
-            let _ = fs::remove_file(path);
+            let _ = fs::remove_file(&self.path);
         }
     }
 }
@@ -227,5 +353,63 @@ mod tests {
         let empty = folder.path().join("empty");
         fs::create_dir(&empty).unwrap();
         assert!(Listener::bind(&empty).is_ok());
+    }
+
+    #[test]
+    fn a_socket_for_everybody_has_a_mode_of_its_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s.sock");
+        let _listener = Listener::bind_with(&path, SocketMode::Everybody).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o666);
+    }
+
+    #[test]
+    fn a_replacement_takes_the_place_of_a_live_socket_at_a_path_of_any_length_and_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let deep = folder.path().join("d".repeat(150));
+        fs::create_dir(&deep).unwrap();
+        let path = deep.join(format!("{}.sock", "n".repeat(128)));
+        let (first, first_id) = Listener::replace(&path, SocketMode::Everybody).unwrap();
+        let (second, second_id) = Listener::replace(&path, SocketMode::Everybody).unwrap();
+        assert_ne!(first_id, second_id);
+        assert_eq!(FileId::of(&path).unwrap(), second_id);
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o666);
+        drop((first, second));
+        assert_eq!(FileId::of(&path).unwrap(), second_id, "it stays for whoever has it mounted");
+        assert_eq!(fs::read_dir(&deep).unwrap().count(), 1, "nothing else is left");
+        let missing = folder.path().join("missing/s.sock");
+        assert!(matches!(Listener::replace(&missing, SocketMode::Group), Err(ListenerError::Bind { .. })));
+    }
+
+    fn activation(names: &str, count: usize) -> Activation {
+        let names = names.split(':').map(str::to_owned).collect();
+        Activation { manager: listenfd::ListenFd::empty(), names, count }
+    }
+
+    #[test]
+    fn of_several_sockets_the_name_decides() {
+        let folder = tempfile::tempdir().unwrap();
+        let unix = |name: &str| Endpoint::Unix(folder.path().join(name));
+        let descriptor = |name: &str| Endpoint::Descriptor(name.to_owned());
+        let open = |endpoint: &Endpoint, names: &str, count, name: &str| {
+            Listener::open_named(endpoint, &mut activation(names, count), name, SocketMode::Group)
+        };
+        // No descriptor is really there: the error tells which one was meant.
+        let meant = |outcome: Result<Listener, ListenerError>| match outcome {
+            Err(ListenerError::NotListening(number)) => Some(number),
+            _ => None,
+        };
+        for endpoint in [unix("a"), descriptor("mgmt")] {
+            assert_eq!(meant(open(&endpoint, "mgmt:workload", 2, "mgmt")), Some(3));
+        }
+        assert_eq!(meant(open(&unix("b"), "mgmt:workload", 2, "workload")), Some(4));
+        assert_eq!(meant(open(&descriptor("4"), "mgmt:workload", 2, "mgmt")), Some(4));
+        assert!(matches!(open(&descriptor("5"), "mgmt:workload", 2, "mgmt"), Err(ListenerError::NoDescriptor(_))));
+        assert!(matches!(open(&descriptor("x"), "x", 0, "x"), Err(ListenerError::NoDescriptor(_))));
+        assert!(matches!(open(&unix("c"), "other:another", 2, "mgmt"), Err(ListenerError::NoDescriptor(_))));
+        // A single one of another name is somebody else's, and so are those without names.
+        assert!(open(&unix("d"), "other", 1, "mgmt").is_ok());
+        assert!(open(&unix("e"), "", 2, "mgmt").is_ok());
+        assert!(open(&unix("f"), "", 0, "mgmt").is_ok());
     }
 }

@@ -8,13 +8,13 @@ use axum::{
     response::{IntoResponse, Response},
     routing::any,
 };
-use http::{HeaderValue, Method, StatusCode, header};
+use http::{HeaderValue, Method, StatusCode, Uri, header};
 use hyper::body::Bytes;
 use serde::de::IgnoredAny;
 use tower::ServiceExt as _;
 
 use crate::{
-    ApiVersion, Body, Call, Peer, Status, body,
+    ApiVersion, Body, Call, Peer, Status, Streamed, body,
     error::{ErrorBody, Failure},
     parameters::{self, Parameters},
 };
@@ -24,25 +24,45 @@ pub struct Service<S> {
     domain: Arc<S>,
     versions: &'static [ApiVersion],
     routes: BTreeMap<&'static str, Vec<Mounted>>,
+    rewrite: Option<Rewrite>,
 }
+
+/// Another path for one that a service takes for it; `None` for all others.
+type Rewrite = fn(&str) -> Option<String>;
 
 /// A service whose calls are all mounted.
 #[derive(Clone)]
 pub struct Routes {
     versions: &'static [ApiVersion],
     router: Router,
+    rewrite: Option<Rewrite>,
 }
 
-type Answer = Pin<Box<dyn Future<Output = Result<Response, Failure>> + Send>>;
-type Handler = Arc<dyn Fn(Peer, Parameters, Option<Bytes>) -> Answer + Send + Sync>;
+/// What a request asks for, as far as that is known before its body is.
+#[derive(Debug)]
+pub struct Target(Parameters);
+
+impl Target {
+    /// A member that travels in the path or the query.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(known, _)| *known == name).map(|(_, value)| value.as_str())
+    }
+}
+
+type Outcome<T> = Pin<Box<dyn Future<Output = Result<T, Failure>> + Send>>;
+type Handler = Arc<dyn Fn(Peer, Parameters, Option<Bytes>) -> Outcome<Response> + Send + Sync>;
+type Guard = Arc<dyn Fn(Peer, &Target) -> Outcome<()> + Send + Sync>;
 
 #[derive(Clone)]
 struct Mounted {
     method: Method,
     since: ApiVersion,
     body: Body,
+    missing_body: &'static str,
     path_names: Vec<&'static str>,
     query_names: &'static [&'static str],
+    guard: Option<Guard>,
     handler: Handler,
 }
 
@@ -50,16 +70,81 @@ impl<S: Send + Sync + 'static> Service<S> {
     /// A service that answers requests for these api-versions, and for no others.
     #[must_use]
     pub fn new(domain: Arc<S>, versions: &'static [ApiVersion]) -> Self {
-        Self { domain, versions, routes: BTreeMap::new() }
+        Self { domain, versions, routes: BTreeMap::new(), rewrite: None }
+    }
+
+    /// Has each path looked at before it is routed: some clients write one in several ways.
+    #[must_use]
+    pub fn rewrite(mut self, rewrite: fn(&str) -> Option<String>) -> Self {
+        self.rewrite = Some(rewrite);
+        self
     }
 
     /// Mounts the call that `handler`'s last argument declares.
     #[must_use]
-    pub fn call<C, H, F, E>(mut self, handler: H) -> Self
+    pub fn call<C, H, F, E>(self, handler: H) -> Self
     where
         C: Call,
         H: Fn(Arc<S>, Peer, C) -> F + Send + Sync + 'static,
         F: Future<Output = Result<C::Reply, E>> + Send + 'static,
+        E: Status,
+    {
+        self.mount::<C, _, _, _, _>(None, handler, |reply| success::<C>(&reply))
+    }
+
+    /// As [`call`](Self::call), for callers alone that `guard` lets through. Strangers read its refusal, whatever their body is like. The guard
+    /// takes what it needs out of the target before its first wait.
+    #[must_use]
+    pub fn guarded<C, G, P, Q, H, F, E>(self, guard: G, handler: H) -> Self
+    where
+        C: Call,
+        G: Fn(Arc<S>, Peer, &Target) -> P + Send + Sync + 'static,
+        P: Future<Output = Result<(), Q>> + Send + 'static,
+        Q: Status,
+        H: Fn(Arc<S>, Peer, C) -> F + Send + Sync + 'static,
+        F: Future<Output = Result<C::Reply, E>> + Send + 'static,
+        E: Status,
+    {
+        let guard = self.erase(guard);
+        self.mount::<C, _, _, _, _>(Some(guard), handler, |reply| success::<C>(&reply))
+    }
+
+    /// As [`call`](Self::call), for an answer that comes piece by piece.
+    #[must_use]
+    pub fn stream<C, H, F, E>(self, handler: H) -> Self
+    where
+        C: Call,
+        H: Fn(Arc<S>, Peer, C) -> F + Send + Sync + 'static,
+        F: Future<Output = Result<Streamed, E>> + Send + 'static,
+        E: Status,
+    {
+        self.mount::<C, _, _, _, _>(None, handler, |reply: Streamed| Ok(reply.into_response(C::SUCCESS)))
+    }
+
+    fn erase<G, P, Q>(&self, guard: G) -> Guard
+    where
+        G: Fn(Arc<S>, Peer, &Target) -> P + Send + Sync + 'static,
+        P: Future<Output = Result<(), Q>> + Send + 'static,
+        Q: Status,
+    {
+        let domain = Arc::clone(&self.domain);
+        Arc::new(move |peer, target| {
+            let passed = guard(Arc::clone(&domain), peer, target);
+            Box::pin(async move { Ok(passed.await?) })
+        })
+    }
+
+    fn mount<C, H, F, T, E>(
+        mut self,
+        guard: Option<Guard>,
+        handler: H,
+        answer: fn(T) -> Result<Response, Failure>,
+    ) -> Self
+    where
+        C: Call,
+        H: Fn(Arc<S>, Peer, C) -> F + Send + Sync + 'static,
+        F: Future<Output = Result<T, E>> + Send + 'static,
+        T: Send + 'static,
         E: Status,
     {
         let domain = Arc::clone(&self.domain);
@@ -68,16 +153,17 @@ impl<S: Send + Sync + 'static> Service<S> {
             let (domain, handler) = (Arc::clone(&domain), Arc::clone(&handler));
             Box::pin(async move {
                 let call = parameters::deserialize::<C>(parameters, body.as_deref()).map_err(malformed)?;
-                let reply = handler(domain, peer, call).await?;
-                success::<C>(&reply)
+                answer(handler(domain, peer, call).await?)
             })
         });
         self.routes.entry(C::PATH).or_default().push(Mounted {
             method: C::METHOD,
             since: C::SINCE,
             body: C::BODY,
+            missing_body: C::MISSING_BODY,
             path_names: parameters::names(C::PATH).collect(),
             query_names: C::QUERY,
+            guard,
             handler: erased,
         });
         self
@@ -91,7 +177,7 @@ impl<S: Send + Sync + 'static> Service<S> {
             router = router.route(path, any(dispatch).with_state(Arc::from(mounted)));
         }
         let router = router.fallback(async || Failure::not_found());
-        Routes { versions: self.versions, router }
+        Routes { versions: self.versions, router, rewrite: self.rewrite }
     }
 }
 
@@ -103,6 +189,13 @@ impl Routes {
             Err(failure) => return failure.into_response(),
         };
         request.extensions_mut().insert(Arc::new(query));
+        if let Some(path) = self.rewrite.and_then(|rewrite| rewrite(request.uri().path())) {
+            // The query has been read.
+            match Uri::try_from(path) {
+                Ok(uri) => *request.uri_mut() = uri,
+                Err(_) => return Failure::not_found().into_response(),
+            }
+        }
         match self.router.clone().oneshot(request).await {
             Ok(response) => response,
             Err(never) => match never {},
@@ -154,23 +247,32 @@ async fn dispatch(
     if ![Method::GET, Method::POST, Method::PUT, Method::DELETE].contains(&head.method) {
         return Ok(allowed());
     }
-    let body = body::read(&head.method, &head.headers, body).await?;
+    let body = body::read(&head.method, &head.headers, body).await;
     let Some(call) = mounted.iter().find(|call| call.method == head.method && call.since <= query.version) else {
-        well_formed(body.as_deref())?;
+        well_formed(body?.as_deref())?;
         return Ok(allowed());
-    };
-    let body = match call.body {
-        Body::Ignored => {
-            well_formed(body.as_deref())?;
-            None
-        }
-        Body::Required if body.is_none() => return Err(Failure::new(StatusCode::BAD_REQUEST, "missing request body")),
-        Body::Required => body,
     };
     let mut parameters: Parameters = call.path_names.iter().copied().zip(decoded).collect();
     for name in call.query_names {
         parameters.extend(query.first(name).map(|value| (*name, value.to_owned())));
     }
+    let parameters = match &call.guard {
+        None => parameters,
+        Some(guard) => {
+            let target = Target(parameters);
+            guard(peer.clone(), &target).await?;
+            target.0
+        }
+    };
+    let body = body?;
+    let body = match call.body {
+        Body::Ignored => {
+            well_formed(body.as_deref())?;
+            None
+        }
+        Body::Required if body.is_none() => return Err(Failure::new(StatusCode::BAD_REQUEST, call.missing_body)),
+        Body::Required => body,
+    };
     (call.handler)(peer, parameters, body).await
 }
 

@@ -12,7 +12,7 @@ use tokio::{
 use http::{Request, StatusCode};
 use http_body_util::BodyExt as _;
 
-use crate::{Endpoint, Limits, Listener, Peer, Server, Shutdown, server::MaxRequests, service::Routes};
+use crate::{Endpoint, Limits, Listener, Peer, PeerProcess, Server, Shutdown, server::MaxRequests, service::Routes};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -44,16 +44,22 @@ impl TestServer {
     }
 
     /// Starts `routes` with limits of the test's choice.
+    #[must_use]
+    pub fn start_with(routes: Routes, limits: Limits) -> Self {
+        Self::start_as(routes, limits, |server| server)
+    }
+
+    /// Starts `routes` on a server that the test has a hand in.
     ///
     /// # Panics
     /// When no temporary folder or socket can be made.
     #[must_use]
     #[expect(clippy::disallowed_methods, reason = "aborted on drop; a test has no task set to spawn on")]
-    pub fn start_with(routes: Routes, limits: Limits) -> Self {
+    pub fn start_as(routes: Routes, limits: Limits, finish: impl FnOnce(Server) -> Server) -> Self {
         let folder = tempfile::tempdir().expect("temporary folder");
         let listener = Listener::bind(&folder.path().join("test.sock")).expect("socket");
         let shutdown = Shutdown::new();
-        let server = tokio::spawn(Server::new(listener, limits).serve(routes, shutdown.clone()));
+        let server = tokio::spawn(finish(Server::new(listener, limits)).serve(routes, shutdown.clone()));
         Self { folder, shutdown, server }
     }
 
@@ -109,6 +115,15 @@ impl Drop for TestServer {
     fn drop(&mut self) {
         self.server.abort();
     }
+}
+
+/// A process as a server that [identifies processes](Server::identify_processes) knows a caller.
+///
+/// # Panics
+/// When there is no such process.
+#[must_use]
+pub fn process(pid: u32) -> PeerProcess {
+    PeerProcess::open(i32::try_from(pid).expect("a pid")).expect("a process")
 }
 
 /// Answers a request as the server does, without a socket and without a log line: for fuzz targets and benchmarks.

@@ -81,8 +81,22 @@ enum Place {
     Reading(Permit),
     /// A request that is being worked on.
     Working(Permit),
+    /// An answer that comes into being while it is written.
+    Streaming(Permit),
     /// An answer that is being written: it takes memory until its reader has taken it.
     Answered(Permit),
+}
+
+/// Holds the slot of an answer that is streamed, as long as there is more of it.
+pub(crate) struct Streaming(Slot);
+
+impl Drop for Streaming {
+    fn drop(&mut self) {
+        let mut place = self.0.place();
+        if let Place::Streaming(permit) = &*place {
+            *place = Place::Answered(Arc::clone(permit));
+        }
+    }
 }
 
 impl Slot {
@@ -94,7 +108,9 @@ impl Slot {
     /// that one's permit, or takes its own.
     pub(crate) async fn hold(&self) -> Option<Permit> {
         let held = match &*self.place() {
-            Place::Reading(permit) | Place::Working(permit) | Place::Answered(permit) => Some(Arc::clone(permit)),
+            Place::Reading(permit) | Place::Working(permit) | Place::Streaming(permit) | Place::Answered(permit) => {
+                Some(Arc::clone(permit))
+            }
             Place::Empty => None,
         };
         let permit = match held {
@@ -108,6 +124,12 @@ impl Slot {
     /// The answer is ready; the slot is empty once it is written.
     pub(crate) fn answered(&self, permit: Permit) {
         *self.place() = Place::Answered(permit);
+    }
+
+    /// The head of the answer is ready, and its body comes bit by bit.
+    pub(crate) fn streaming(&self, permit: Permit) -> Streaming {
+        *self.place() = Place::Streaming(permit);
+        Streaming(self.clone())
     }
 
     fn place(&self) -> MutexGuard<'_, Place> {
@@ -129,14 +151,16 @@ pub(crate) struct Gate {
     waiting: Option<Waiting>,
     head_due: Option<Pin<Box<Sleep>>>,
     write_limit: Duration,
+    stream_limit: Duration,
     write_due: Option<Pin<Box<Sleep>>>,
 }
 
 type Waiting = Pin<Box<dyn Future<Output = Option<OwnedSemaphorePermit>> + Send>>;
 
 impl Gate {
-    pub(crate) fn new(stream: Stream, slot: Slot, write_limit: Duration) -> Self {
-        Self { stream, slot, waiting: None, head_due: None, write_limit, write_due: None }
+    /// An answer may wait for a peer that reads nothing for `write_limit`, a streamed one for `stream_limit`.
+    pub(crate) fn new(stream: Stream, slot: Slot, write_limit: Duration, stream_limit: Duration) -> Self {
+        Self { stream, slot, waiting: None, head_due: None, write_limit, stream_limit, write_due: None }
     }
 
     /// Bounds the time in which nothing at all can be written.
@@ -145,7 +169,8 @@ impl Gate {
             self.write_due = None;
             return written;
         }
-        let limit = self.write_limit;
+        let streaming = matches!(*self.slot.place(), Place::Streaming(_));
+        let limit = if streaming { self.stream_limit } else { self.write_limit };
         let due = self.write_due.get_or_insert_with(|| Box::pin(sleep(limit)));
         ready!(due.as_mut().poll(context));
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer does not read its answer")))

@@ -1,4 +1,5 @@
-//! Bytes in JSON: standard base64 with padding (RFC 4648, section 4), as every service of the public system sends them.
+//! Bytes in JSON: standard base64 with padding (RFC 4648, section 4), as every service of the public system sends them. And text that does not
+//! show.
 
 use std::fmt;
 
@@ -44,6 +45,48 @@ impl From<Zeroizing<Vec<u8>>> for SecretBytes {
 impl fmt::Debug for SecretBytes {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str("[redacted]")
+    }
+}
+
+/// Text that nobody may see: `Debug` prints `[redacted]`, dropping wipes it.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct SecretText(Zeroizing<String>);
+
+impl SecretText {
+    /// Takes over `text`, which is wiped when this is dropped.
+    #[must_use]
+    pub fn new(text: String) -> Self {
+        Self(Zeroizing::new(text))
+    }
+
+    /// The text itself; the name marks the places that handle it.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<String> for SecretText {
+    fn from(text: String) -> Self {
+        Self::new(text)
+    }
+}
+
+impl fmt::Debug for SecretText {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("[redacted]")
+    }
+}
+
+impl Serialize for SecretText {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.expose())
+    }
+}
+
+impl<'de> Deserialize<'de> for SecretText {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer).map(Self::new)
     }
 }
 
@@ -103,7 +146,7 @@ impl de::Visitor<'_> for Base64Visitor {
 
 #[cfg(test)]
 mod tests {
-    use super::{Base64, SecretBytes};
+    use super::{Base64, SecretBytes, SecretText};
 
     #[test]
     fn only_the_padded_standard_alphabet_is_read() {
@@ -119,5 +162,6 @@ mod tests {
         assert_eq!(format!("{secret:?}"), "[redacted]");
         let error = serde_json::from_str::<SecretBytes>(r#""hunter2!""#).unwrap_err().to_string();
         assert!(!error.contains("hunter2"), "{error}");
+        assert_eq!(format!("{:?}", SecretText::from("hunter2".to_owned())), "[redacted]");
     }
 }

@@ -13,6 +13,8 @@ pub const NOT_AFTER: &str = "not_after";
 pub const NEXT_RENEWAL: &str = "next_renewal";
 /// Name of a module identity at the hub.
 pub const MODULE_ID: &str = "module_id";
+/// Name or id of a container image.
+pub const IMAGE: &str = "image";
 /// Calls that some work has made to the hub.
 pub const HUB_CALLS: &str = "hub_calls";
 /// How many modules were made.
@@ -40,6 +42,8 @@ pub const REGISTRATION_ID: &str = "registration_id";
 pub const UID: &str = "uid";
 /// Process that called; it may be gone, and its number another's, by the time somebody reads the log.
 pub const PID: &str = "pid";
+/// Socket by which a call came, where a daemon has several of one kind: the module whose workload socket it is.
+pub const LISTENER: &str = "listener";
 /// HTTP method of a call.
 pub const METHOD: &str = "method";
 /// Path of a call, without its query.

@@ -22,9 +22,11 @@ pub fn main(start: impl FnOnce(Activation) -> Result<()>) -> ExitCode {
     match activation.and_then(start) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let code = error.downcast_ref::<DaemonError>().map_or(1, DaemonError::exit_code);
-            aziot_log::log_chain(tracing::Level::ERROR, error.as_ref());
-            ExitCode::from(code)
+            let ended = error.downcast_ref::<DaemonError>();
+            let is_failure = ended.is_none_or(DaemonError::is_failure);
+            let level = if is_failure { tracing::Level::ERROR } else { tracing::Level::INFO };
+            aziot_log::log_chain(level, error.as_ref());
+            ExitCode::from(ended.map_or(1, DaemonError::exit_code))
         }
     }
 }
