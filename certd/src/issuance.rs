@@ -16,14 +16,11 @@ use aziot_pki::{
     Name,
     certificate::{self, Chain, ChainError, IssueError, Issuer, KnownChains, Terms},
     key::{self, KeyError, KnownKeys, NEXT_SUFFIX, RemoteKey, UnknownKey},
-    name::{self, NameError},
+    name::{self, NameError, cut_common_name},
     request::Request,
 };
 
 use crate::{est::enrolment, settings::Settings, store};
-
-/// Characters of a common name that are kept of a longer one.
-const COMMON_NAME_LENGTH: usize = 64;
 
 /// Why a certificate was not issued, though its request was in order.
 #[derive(Debug, thiserror::Error)]
@@ -184,7 +181,7 @@ fn terms(options: &Options) -> Result<Terms, NameError> {
 /// The subject that the configuration has for a certificate.
 pub(crate) fn subject(options: &Options) -> Result<Option<Name>, NameError> {
     match (&options.common_name, &options.subject) {
-        (Some(common_name), _) => name::from_entries([("CN", cut(common_name))]).map(Some),
+        (Some(common_name), _) => name::from_entries([("CN", cut_common_name(common_name))]).map(Some),
         (None, Some(subject)) => name_of(subject).map(Some),
         (None, None) => Ok(None),
     }
@@ -194,13 +191,9 @@ pub(crate) fn subject(options: &Options) -> Result<Option<Name>, NameError> {
 pub(crate) fn name_of(subject: &BTreeMap<String, String>) -> Result<Name, NameError> {
     name::from_entries(subject.iter().map(|(key, value)| {
         // Only this spelling of the attribute is cut, as in the public service.
-        let value = if key.eq_ignore_ascii_case("cn") { cut(value) } else { value };
+        let value = if key.eq_ignore_ascii_case("cn") { cut_common_name(value) } else { value };
         (key.as_str(), value)
     }))
-}
-
-fn cut(common_name: &str) -> &str {
-    common_name.char_indices().nth(COMMON_NAME_LENGTH).map_or(common_name, |(end, _)| &common_name[..end])
 }
 
 #[cfg(test)]

@@ -6,6 +6,15 @@ use der::Decode as _;
 use openssl::{error::ErrorStack, x509::X509Name};
 use x509_cert::name::Name;
 
+/// Characters of a common name (RFC 5280, appendix A.1, `ub-common-name`).
+pub const LONGEST_COMMON_NAME: usize = 64;
+
+/// What of a name fits into a common name: its first [`LONGEST_COMMON_NAME`] characters.
+#[must_use]
+pub fn cut_common_name(name: &str) -> &str {
+    name.char_indices().nth(LONGEST_COMMON_NAME).map_or(name, |(end, _)| &name[..end])
+}
+
 /// Why entries make no name.
 #[derive(Debug, thiserror::Error)]
 pub enum NameError {

@@ -1,7 +1,7 @@
 //! Importing, reading, deleting, and the rules for requests (certs.md, 1.2 to 1.6).
 
 use aziot_certd_api::certificate::{DeleteCertificate, GetCertificate, ImportCertificate};
-use aziot_http::{Retry, Status as _, StatusCode};
+use aziot_http::{ClientError, Retry, Status as _, StatusCode};
 use openssl::x509::X509;
 use serde_json::json;
 
@@ -85,6 +85,8 @@ async fn any_text_is_stored_read_and_deleted() {
         }
         let gone = device.send("GET", &target, "").await;
         assert_eq!((gone.status, member(&gone, "message").as_str()), (400, NOT_FOUND));
+        let (status, message) = (StatusCode::BAD_REQUEST, member(&gone, "message"));
+        assert!(aziot_certd_api::is_absent(&ClientError::Refused { status, message }), "as its clients tell it");
     }
 }
 

@@ -4,10 +4,7 @@
 //! is there already may name the device in a way that no request could.
 
 use aziot_identityd_api::config::Subject;
-use aziot_pki::name::{self, NameError};
-
-/// Longest common name (`ub-common-name`, RFC 5280, appendix A.1), in characters.
-const LONGEST_COMMON_NAME: usize = 64;
+use aziot_pki::name::{self, LONGEST_COMMON_NAME, NameError};
 
 const DPS: &str = "provisioning.attestation.registration_id";
 const MANUAL: &str = "provisioning.device_id";

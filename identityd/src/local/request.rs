@@ -4,6 +4,7 @@
 
 use aziot_http::SecretBytes;
 use aziot_identityd_api::config::CertificateUse;
+use aziot_pki::name::cut_common_name;
 use openssl::{
     error::ErrorStack,
     hash::MessageDigest,
@@ -19,8 +20,6 @@ use openssl::{
 
 /// Bits of the modulus.
 const RSA_BITS: u32 = 2048;
-/// Characters of a common name (RFC 5280, appendix A.1, `ub-common-name`).
-const LONGEST_COMMON_NAME: usize = 64;
 /// Bytes of a DNS name and of each of its labels (RFC 1035, section 2.3.4).
 const LONGEST_DNS_NAME: usize = 253;
 const LONGEST_LABEL: usize = 63;
@@ -42,13 +41,11 @@ impl Subject {
         if name.chars().any(char::is_control) {
             return None;
         }
-        if name.chars().count() <= LONGEST_COMMON_NAME {
+        let common_name = cut_common_name(name);
+        if common_name == name {
             return Some(Self { common_name: name.to_owned(), alternative: None });
         }
-        is_dns_name(name).then(|| Self {
-            common_name: name.chars().take(LONGEST_COMMON_NAME).collect(),
-            alternative: Some(name.to_owned()),
-        })
+        is_dns_name(name).then(|| Self { common_name: common_name.to_owned(), alternative: Some(name.to_owned()) })
     }
 
     /// The name that was too long to be a common name.

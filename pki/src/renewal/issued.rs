@@ -36,8 +36,6 @@ use crate::{
     request::{self, CreateError},
 };
 
-/// How certd says that there is no such certificate; its status, 400, it has for much else.
-const ABSENT: &str = "caused by: not found";
 /// Keyd's statuses for a caller who may not use a key, and for a preloaded key that nobody may replace.
 const REFUSALS: [u16; 2] = [401, 403];
 
@@ -160,7 +158,7 @@ impl Issued {
         let answer = self.certd.send(&GetCertificate { cert_id: id.clone() }).await;
         let pem = match answer {
             Ok(certificate) => certificate.pem,
-            Err(error) if is_absent(&error) => return Err(Error::Absent(id)),
+            Err(error) if aziot_certd_api::is_absent(&error) => return Err(Error::Absent(id)),
             Err(source) => return Err(Error::Certificate { action: "read", id, source }),
         };
         let chain = Chain::from_pem(&pem).map_err(|source| Error::Broken { id: id.clone(), source: source.into() })?;
@@ -419,10 +417,6 @@ impl Credential for Issued {
     fn commit(&self, old: Chain, new: Renewed) -> Doing<'_, ()> {
         Box::pin(async move { self.replace(&old, &new).await })
     }
-}
-
-fn is_absent(error: &ClientError) -> bool {
-    matches!(error, ClientError::Refused { message, .. } if message.lines().any(|line| line == ABSENT))
 }
 
 fn subject(certificate: &X509Ref) -> Result<Name, BoxError> {
