@@ -15,7 +15,8 @@ use rustix::io::Errno;
 
 use crate::layout::{Layout, Service};
 use crate::pending::Pending;
-use crate::plan::{Plan, PlannedFile, State};
+use crate::plan::{Kind, Plan, PlannedFile, State};
+use crate::product::Product;
 
 /// Files or folders that could not be put in place.
 #[derive(Debug, thiserror::Error)]
@@ -66,15 +67,21 @@ pub struct Applied {
 }
 
 /// Does what `plan` says, brought up to date first. `pending` gets the services whose files change.
-pub fn apply(plan: &mut Plan, layout: &Layout, pending: Option<&Pending>) -> Result<Applied, ApplyError> {
-    make_folders(layout)?;
+pub fn apply(
+    plan: &mut Plan,
+    product: Product,
+    layout: &Layout,
+    pending: Option<&Pending>,
+) -> Result<Applied, ApplyError> {
+    make_folders(product, layout)?;
     let lock = lock(parent(&layout.on_disk(&layout.service_config(Service::Keyd))))?;
-    remove_leftovers(layout)?;
+    remove_leftovers(product, layout)?;
     plan.refresh();
     let changed: Vec<&PlannedFile> = plan.files.iter().filter(|file| file.state != State::Unchanged).collect();
-    let device_key = changed.iter().find(|file| file.path == layout.device_key());
-    if let Some(device_key) = device_key {
-        make_secret_folder(device_key)?;
+    // All secrets lie in one folder.
+    let secret = changed.iter().find(|file| file.kind != Kind::Config);
+    if let Some(secret) = secret {
+        make_secret_folder(secret)?;
     }
     let mut staged = Staged(Vec::new());
     for file in &changed {
@@ -83,7 +90,7 @@ pub fn apply(plan: &mut Plan, layout: &Layout, pending: Option<&Pending>) -> Res
         aziot_files::write(&temporary, options, &*file.contents).map_err(ApplyError::Prepare)?;
         staged.0.push(temporary);
     }
-    let remarks = device_key.map_or(Ok(Vec::new()), |device_key| open_way(layout, device_key))?;
+    let remarks = secret.map_or(Ok(Vec::new()), |secret| open_way(layout, secret))?;
     let left_by_earlier_runs = pending.map_or_else(Vec::new, Pending::services);
     if let Some(pending) = pending {
         pending.add(&plan.changed_services()).map_err(ApplyError::Prepare)?;
@@ -122,10 +129,10 @@ impl Drop for Staged {
 }
 
 /// What a run that was killed has left, a secret perhaps.
-fn remove_leftovers(layout: &Layout) -> Result<(), ApplyError> {
-    let configs = Service::ALL.map(|service| layout.service_config(service));
-    for path in configs.iter().chain([&layout.device_key()]) {
-        aziot_files::remove(beside(&layout.on_disk(path))).map_err(ApplyError::Prepare)?;
+fn remove_leftovers(product: Product, layout: &Layout) -> Result<(), ApplyError> {
+    let configs = product.services().iter().map(|&service| layout.service_config(service));
+    for path in configs.chain([layout.device_key(), layout.master_key()]) {
+        aziot_files::remove(beside(&layout.on_disk(&path))).map_err(ApplyError::Prepare)?;
     }
     Ok(())
 }
@@ -137,16 +144,17 @@ fn beside(path: &Path) -> PathBuf {
 }
 
 /// In a normal installation the packages have made them; elsewhere there is nobody else to do it.
-fn make_folders(layout: &Layout) -> Result<(), ApplyError> {
-    let config_folders =
-        Service::ALL.map(|service| parent(&layout.on_disk(&layout.service_config(service))).to_owned());
+fn make_folders(product: Product, layout: &Layout) -> Result<(), ApplyError> {
+    let services = product.services();
+    let mut config_folders =
+        services.iter().map(|&service| parent(&layout.on_disk(&layout.service_config(service))).to_owned());
     let make = |path: &Path, mode: Mode| -> Result<(), ApplyError> {
         let _: Created = aziot_files::create_directory(path, mode).map_err(ApplyError::Prepare)?;
         Ok(())
     };
     match layout {
         Layout::Normal => {
-            if let Some(folder) = config_folders.into_iter().find(|folder| !folder.is_dir()) {
+            if let Some(folder) = config_folders.find(|folder| !folder.is_dir()) {
                 return Err(ApplyError::FolderMissing(folder));
             }
         }
@@ -159,10 +167,15 @@ fn make_folders(layout: &Layout) -> Result<(), ApplyError> {
             for folder in config_folders {
                 make(&folder, Mode::PRIVATE_DIRECTORY)?;
             }
-            for service in Service::ALL {
-                make(&layout.home(service), Mode::PRIVATE_DIRECTORY)?;
+            for &service in services {
+                // Containers reach their sockets through the home of the module runtime.
+                let mode = if service == Service::Edged { Mode::SHARED_DIRECTORY } else { Mode::PRIVATE_DIRECTORY };
+                make(&layout.home(service), mode)?;
             }
             make(&layout.sockets(), Mode::SHARED_DIRECTORY)?;
+            if services.contains(&Service::Edged) {
+                make(&layout.edge_sockets(), Mode::SHARED_DIRECTORY)?;
+            }
         }
     }
     Ok(())
@@ -236,32 +249,36 @@ mod tests {
     use super::*;
     use crate::reprovisioning::Reprovisioning;
 
+    const PRODUCT: Product = Product::Edge;
+
     fn plan(layout: &Layout) -> Plan {
         let file = |service: Service| {
             let path = layout.service_config(service);
             let contents = Zeroizing::new(b"new".to_vec());
             let on_disk = layout.on_disk(&path);
-            PlannedFile { service, path, on_disk, state: State::New, owner: None, contents, presentable: String::new() }
+            let (kind, state, presentable) = (Kind::Config, State::New, String::new());
+            PlannedFile { kind, service, path, on_disk, state, owner: None, contents, presentable }
         };
-        Plan { files: Service::ALL.map(file).into(), stale_device_key: None, reprovisioning: Reprovisioning::None }
+        let files = Service::ALL.map(file).into();
+        Plan { files, stale_secrets: Vec::new(), reprovisioning: Reprovisioning::None }
     }
 
     #[test]
     fn a_run_that_breaks_off_has_noted_every_service_that_it_would_have_changed() {
         let folder = tempfile::tempdir().unwrap();
         let layout = Layout::Relocated(folder.path().join("device"));
-        let pending = Pending::at(folder.path().join("pending"));
+        let pending = Pending::at(folder.path().join("pending"), PRODUCT);
         let keyd = layout.service_config(Service::Keyd);
         let in_the_way = layout.service_config(Service::Certd);
         fs::create_dir_all(&in_the_way).unwrap();
-        let broken = apply(&mut plan(&layout), &layout, Some(&pending));
+        let broken = apply(&mut plan(&layout), PRODUCT, &layout, Some(&pending));
         assert!(matches!(broken, Err(ApplyError::Partial { in_place, .. }) if in_place == [keyd]));
         assert_eq!(pending.services(), Service::ALL);
 
         fs::remove_dir(&in_the_way).unwrap();
-        let applied = apply(&mut plan(&layout), &layout, Some(&pending)).unwrap();
+        let applied = apply(&mut plan(&layout), PRODUCT, &layout, Some(&pending)).unwrap();
         assert_eq!(applied.left_by_earlier_runs, Service::ALL);
-        let busy = apply(&mut plan(&layout), &layout, Some(&pending));
+        let busy = apply(&mut plan(&layout), PRODUCT, &layout, Some(&pending));
         assert!(matches!(busy, Err(ApplyError::Busy(_))), "the restart is made under the lock");
     }
 
@@ -269,8 +286,8 @@ mod tests {
     fn nothing_is_put_in_place_whose_restart_would_be_forgotten() {
         let folder = tempfile::tempdir().unwrap();
         let layout = Layout::Relocated(folder.path().to_owned());
-        let pending = Pending::at("/nonexistent/pending");
-        let outcome = apply(&mut plan(&layout), &layout, Some(&pending));
+        let pending = Pending::at("/nonexistent/pending", PRODUCT);
+        let outcome = apply(&mut plan(&layout), PRODUCT, &layout, Some(&pending));
         assert!(matches!(outcome, Err(ApplyError::Prepare(_))));
         assert!(!layout.service_config(Service::Keyd).exists());
     }

@@ -4,6 +4,7 @@
 //! the super-config alone: no file, user or network of the device is touched, so that a file can be checked on another machine.
 
 mod certificates;
+mod edge;
 mod provisioning;
 
 use std::collections::BTreeMap;
@@ -15,17 +16,20 @@ use aziot_keys::{KeyUri, Pkcs11Uri};
 use url::Url;
 
 use crate::finding::Findings;
-use crate::secret_text::SecretText;
 use crate::settings::{self, Settings};
+use crate::super_config::edge::EdgeConfig;
 use crate::super_config::foreign::EDGE_KEYS;
 use crate::super_config::{SuperConfig, UriOrIds};
+use aziot_http::SecretText;
 
-/// The settings, unless something makes the file unusable, and all that is to be said.
+/// The settings, unless something makes the file unusable, and all that is to be said. Without `edge` nobody looks into what is for IoT Edge.
 #[must_use]
-pub fn check(config: SuperConfig, top_level_keys: &[String]) -> (Option<Settings>, Findings) {
+pub fn check(config: SuperConfig, edge: Option<EdgeConfig>, top_level_keys: &[String]) -> (Option<Settings>, Findings) {
     let mut findings = Findings::default();
-    let settings = settings(config, &mut findings);
-    note_edge_keys(top_level_keys, &mut findings);
+    if edge.is_none() {
+        note_edge_keys(top_level_keys, &mut findings);
+    }
+    let settings = settings(config, edge, &mut findings);
     let settings = if findings.has_errors() { None } else { settings };
     (settings, findings)
 }
@@ -42,7 +46,7 @@ fn note_edge_keys(top_level_keys: &[String], findings: &mut Findings) {
     }
 }
 
-fn settings(config: SuperConfig, findings: &mut Findings) -> Option<Settings> {
+fn settings(config: SuperConfig, edge: Option<EdgeConfig>, findings: &mut Findings) -> Option<Settings> {
     warn_if_empty(findings, &["hostname"], config.hostname.as_deref());
     let local_gateway_hostname = gateway(&config, findings);
     let provisioning = provisioning::check(&config, findings);
@@ -59,6 +63,15 @@ fn settings(config: SuperConfig, findings: &mut Findings) -> Option<Settings> {
         findings.warn(&["update"], "this version has no update service yet; the table is ignored");
     }
     let max_requests = &config.aziot_max_requests;
+    let mut limit =
+        |service, requests| limit(findings, &["aziot_max_requests", service], requests, MaxRequests::default());
+    let [keyd_max_requests, certd_max_requests, identityd_max_requests, tpmd_max_requests] = [
+        limit("keyd", max_requests.keyd),
+        limit("certd", max_requests.certd),
+        limit("identityd", max_requests.identityd),
+        limit("tpmd", max_requests.tpmd),
+    ];
+    let edge = edge.map(|edge| self::edge::check(edge, &config, findings));
     Some(Settings {
         hostname: config.hostname,
         local_gateway_hostname,
@@ -77,15 +90,19 @@ fn settings(config: SuperConfig, findings: &mut Findings) -> Option<Settings> {
             auth_key_index: config.tpm.auth_key_index,
             hierarchy_authorization: config.tpm.hierarchy_authorization,
         },
-        keyd_max_requests: limit(findings, "keyd", max_requests.keyd),
-        certd_max_requests: limit(findings, "certd", max_requests.certd),
-        identityd_max_requests: limit(findings, "identityd", max_requests.identityd),
-        tpmd_max_requests: limit(findings, "tpmd", max_requests.tpmd),
+        keyd_max_requests,
+        certd_max_requests,
+        identityd_max_requests,
+        tpmd_max_requests,
         endpoints: settings::Endpoints {
             keyd: config.endpoints.aziot_keyd,
             certd: config.endpoints.aziot_certd,
             identityd: config.endpoints.aziot_identityd,
             tpmd: config.endpoints.aziot_tpmd,
+        },
+        edge: match edge {
+            Some(edge) => Some(edge?),
+            None => None,
         },
     })
 }
@@ -113,14 +130,15 @@ fn cloud_timeout(seconds: Option<u32>, findings: &mut Findings) -> CloudTimeout 
 }
 
 /// Zero would shut everybody out and is refused by the services themselves, so it is not passed on.
-fn limit(findings: &mut Findings, service: &str, limit: Option<u64>) -> MaxRequests {
-    let Some(limit) = limit else { return MaxRequests::default() };
+fn limit(findings: &mut Findings, key_path: &[&str], limit: Option<u64>, default: MaxRequests) -> MaxRequests {
+    let Some(limit) = limit else { return default };
     // More than that is as good as none.
     let limit = u32::try_from(limit).unwrap_or(u32::MAX);
     MaxRequests::try_from(limit).unwrap_or_else(|_| {
-        let message = "no request at all would be let in; the default of 10 is used instead";
-        findings.warn(&["aziot_max_requests", service], message);
-        MaxRequests::default()
+        let message =
+            format!("no request at all would be let in; the default of {} is used instead", u32::from(default));
+        findings.warn(key_path, message);
+        default
     })
 }
 

@@ -1,4 +1,4 @@
-//! The command tree of `aziotctl`, and from a command line to an exit code.
+//! The commands, and from a command line to an exit code.
 
 /// The part of every long help that tells the exit codes, followed by a command's own examples.
 macro_rules! long_help {
@@ -15,6 +15,8 @@ macro_rules! long_help {
 }
 
 mod apply;
+mod aziotctl;
+mod iotedge;
 mod manual;
 mod reprovision;
 mod source;
@@ -24,60 +26,10 @@ mod validate;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, FromArgMatches};
 
 use crate::console;
 use crate::failure::Failure;
-
-/// Configures the security services of an IoT device
-///
-/// The services are keyd (keys), certd (certificates), identityd (identities) and tpmd (the
-/// TPM). One file, the super-config /etc/aziot/config.toml, says everything; `aziotctl config
-/// apply` turns it into the configuration of each service.
-#[derive(Parser)]
-#[command(
-    name = "aziotctl",
-    version,
-    verbatim_doc_comment,
-    subcommand_required = true,
-    arg_required_else_help = true,
-    after_long_help = long_help!(
-        "    aziotctl config validate\n    sudo aziotctl config apply\n    aziotctl config apply --help"
-    )
-)]
-struct Arguments {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Subcommand)]
-enum Command {
-    /// Write, check and apply the super-config
-    #[command(subcommand_required = true, arg_required_else_help = true)]
-    Config {
-        #[command(subcommand)]
-        command: ConfigCommand,
-    },
-    /// Act on the running services
-    #[command(subcommand_required = true, arg_required_else_help = true)]
-    System {
-        #[command(subcommand)]
-        command: SystemCommand,
-    },
-}
-
-#[derive(Subcommand)]
-enum ConfigCommand {
-    Apply(apply::ApplyArguments),
-    Validate(validate::ValidateArguments),
-    Template(template::TemplateArguments),
-    Mp(manual::ManualArguments),
-}
-
-#[derive(Subcommand)]
-enum SystemCommand {
-    Reprovision(reprovision::ReprovisionArguments),
-}
 
 /// Why a command ends without success.
 enum Stop {
@@ -93,10 +45,25 @@ impl From<Failure> for Stop {
     }
 }
 
-/// Runs the command that `arguments` (the program's name first) ask for.
+/// Runs the command of `aziotctl` that `arguments` (the program's name first) ask for.
 #[must_use]
-pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let arguments = match Arguments::try_parse_from(arguments) {
+pub fn aziotctl(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    run(aziotctl::Arguments::command(), arguments, aziotctl::run)
+}
+
+/// Runs the command of `iotedge` that `arguments` (the program's name first) ask for.
+#[must_use]
+pub fn iotedge(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    run(iotedge::command(), arguments, iotedge::run)
+}
+
+fn run<A: FromArgMatches>(
+    command: clap::Command,
+    arguments: impl IntoIterator<Item = OsString>,
+    run: impl FnOnce(&A) -> Result<(), Stop>,
+) -> ExitCode {
+    let parsed = command.try_get_matches_from(arguments).and_then(|matches| A::from_arg_matches(&matches));
+    let arguments = match parsed {
         Ok(arguments) => arguments,
         Err(error) => {
             // Help and version go to standard output and are no errors; if nobody can read them, so be it.
@@ -104,18 +71,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
-    let outcome = match arguments.command {
-        Command::Config { command: ConfigCommand::Apply(arguments) } => apply::run(&arguments),
-        Command::Config { command: ConfigCommand::Validate(arguments) } => validate::run(&arguments),
-        Command::Config { command: ConfigCommand::Template(arguments) } => {
-            template::run(&arguments).map_err(Stop::from)
-        }
-        Command::Config { command: ConfigCommand::Mp(arguments) } => manual::run(&arguments).map_err(Stop::from),
-        Command::System { command: SystemCommand::Reprovision(arguments) } => {
-            reprovision::run(&arguments).map_err(Stop::from)
-        }
-    };
-    match outcome {
+    match run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Stop::Failed(failure)) => {
             console::say(failure);
@@ -130,12 +86,11 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]
-    fn the_command_tree_is_sound() {
-        Arguments::command().debug_assert();
+    fn the_command_trees_are_sound() {
+        aziotctl::Arguments::command().debug_assert();
+        iotedge::command().debug_assert();
     }
 }

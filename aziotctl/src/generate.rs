@@ -3,11 +3,13 @@
 //! Pure: it reads no file and asks nobody, so that the same settings give the same files on every machine. The ids are those of the public
 //! tool, since other software and hand-written drop-ins name them.
 
+mod edged;
 mod material;
 
 use std::collections::BTreeMap;
 
 use aziot_certd_api::config as certd;
+use aziot_edged_api::config as edged_api;
 use aziot_http::{Endpoint, Glob, SecretBytes};
 use aziot_identityd_api::config::{self as identityd, LocalId, ManualAuthentication, Payload, Subject};
 use aziot_keyd_api::config as keyd;
@@ -16,7 +18,11 @@ use aziot_tpmd_api::config as tpmd;
 use self::material::{DEVICE, Material};
 use crate::finding::Findings;
 use crate::layout::{Layout, Service};
-use crate::settings::{Attestation, Authentication, DeviceCertificate, Provisioning, Settings};
+use crate::named_files::EdgeFiles;
+use crate::settings::{Attestation, Authentication, DeviceCertificate, EdgeUris, Provisioning, Settings};
+
+/// The name of the module runtime at the identity service.
+const EDGE_PRINCIPAL: &str = "aziot-edge";
 
 /// What the files depend on besides the settings.
 #[derive(Clone, Debug)]
@@ -29,9 +35,15 @@ pub struct Surroundings {
     pub certd_uid: u32,
     /// Uid of the identity service.
     pub identityd_uid: u32,
+    /// Uid of the module runtime; of no account where there is none.
+    pub edged_uid: u32,
+    /// Where the module runtime has the sockets that the settings do not name, if not where the layout puts them.
+    pub edge_uris: EdgeUris,
+    /// What was read for the module runtime.
+    pub edge_files: EdgeFiles,
 }
 
-/// The services' configurations. Not to be shown: those of keyd, certd and tpmd may hold PINs and passwords.
+/// The services' configurations. Not to be shown: those of keyd, certd, tpmd and edged may hold PINs and passwords.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Generated {
     /// Of the key service.
@@ -42,28 +54,36 @@ pub struct Generated {
     pub identityd: identityd::Config,
     /// Of the TPM service.
     pub tpmd: tpmd::Config,
+    /// Of the module runtime; `None` for a tool that does not configure it.
+    pub edged: Option<edged_api::Config>,
     /// Contents of [`Layout::device_key`], if the super-config holds a key itself.
     pub device_key: Option<SecretBytes>,
+    /// Contents of [`Layout::master_key`], if there is one to write.
+    pub master_key: Option<SecretBytes>,
 }
 
 /// The configurations for `settings`; `findings` gets what the user said that had to give way.
 pub fn generate(settings: &Settings, surroundings: &Surroundings, findings: &mut Findings) -> Generated {
     let layout = &surroundings.layout;
-    let Material { preloaded_keys, preloaded_certs, issuance, identityd_keys, identityd_certs, certd_keys, device_key } =
-        material::material(settings, &layout.device_key(), findings);
-    let mut keyd_principals = vec![keyd::Principal { uid: surroundings.identityd_uid, keys: globs(&identityd_keys) }];
-    if !certd_keys.is_empty() {
-        keyd_principals.push(keyd::Principal { uid: surroundings.certd_uid, keys: globs(&certd_keys) });
-    }
-    let mut certd_principals = Vec::new();
-    if !identityd_certs.is_empty() {
-        certd_principals.push(certd::Principal { uid: surroundings.identityd_uid, certs: globs(&identityd_certs) });
-    }
+    let material = material::material(settings, &surroundings.edge_files, layout, findings);
+    let (keyd_principal, certd_principal) = principals(&material, surroundings);
+    let Material { preloaded_keys, preloaded_certs, issuance, device_key, master_key, .. } = material;
     let parameters = settings.aziot_keys.iter();
     let mut aziot_keys: BTreeMap<_, _> =
         parameters.map(|(name, value)| (name.clone(), value.expose().to_owned())).collect();
     aziot_keys.insert("homedir_path".to_owned(), layout.home(Service::Keyd).display().to_string());
     let [keyd_endpoint, certd_endpoint, identityd_endpoint, tpmd_endpoint] = endpoints(settings, layout);
+    let hostname = settings.hostname.clone().unwrap_or_else(|| surroundings.hostname.clone());
+    let edge_principal = settings.edge.as_ref().map(|_| identityd::Principal {
+        uid: surroundings.edged_uid,
+        name: EDGE_PRINCIPAL.to_owned(),
+        idtype: None,
+        localid: None,
+    });
+    let edged = settings.edge.as_ref().map(|edge| {
+        let asked = [&keyd_endpoint, &certd_endpoint, &identityd_endpoint].map(Endpoint::clone);
+        edged::config(edge, hostname.clone(), asked, surroundings)
+    });
     Generated {
         keyd: keyd::Config {
             // A vendor's library comes with a drop-in of its own.
@@ -71,26 +91,26 @@ pub fn generate(settings: &Settings, surroundings: &Surroundings, findings: &mut
             max_requests: settings.keyd_max_requests,
             aziot_keys,
             preloaded_keys,
-            principal: keyd_principals,
+            principal: keyd_principal,
             endpoints: keyd::Endpoints { aziot_keyd: keyd_endpoint.clone() },
         },
         certd: certd::Config {
             max_requests: settings.certd_max_requests,
             cert_issuance: issuance,
             preloaded_certs,
-            principal: certd_principals,
+            principal: certd_principal,
             endpoints: certd::Endpoints { aziot_certd: certd_endpoint.clone(), aziot_keyd: keyd_endpoint.clone() },
             ..certd::Config::new(layout.home(Service::Certd))
         },
         identityd: identityd::Config {
-            hostname: settings.hostname.clone().unwrap_or_else(|| surroundings.hostname.clone()),
+            hostname,
             homedir: layout.home(Service::Identityd),
             prefer_module_identity_cache: settings.prefer_module_identity_cache,
             max_requests: settings.identityd_max_requests,
             cloud_timeout_sec: settings.cloud_timeout_sec,
             cloud_retries: settings.cloud_retries,
             provisioning: provisioning(settings),
-            principal: Vec::new(),
+            principal: Vec::from_iter(edge_principal),
             localid: settings.local_id_domain.clone().map(|domain| LocalId { domain }),
             endpoints: identityd::Endpoints {
                 aziot_certd: certd_endpoint,
@@ -108,8 +128,28 @@ pub fn generate(settings: &Settings, surroundings: &Surroundings, findings: &mut
             principal: None,
             endpoints: tpmd::Endpoints { aziot_tpmd: tpmd_endpoint },
         },
+        edged,
         device_key,
+        master_key,
     }
+}
+
+/// Who may use which keys, and who may change which certificates.
+fn principals(material: &Material, surroundings: &Surroundings) -> (Vec<keyd::Principal>, Vec<certd::Principal>) {
+    let Surroundings { certd_uid, identityd_uid, edged_uid, .. } = *surroundings;
+    let keys = [
+        (identityd_uid, &material.identityd_keys),
+        (certd_uid, &material.certd_keys),
+        (certd_uid, &material.certd_edge_keys),
+        (edged_uid, &material.edged_keys),
+    ];
+    let certs = [(identityd_uid, &material.identityd_certs), (edged_uid, &material.edged_certs)];
+    let keys = keys.into_iter().filter(|(_, ids)| !ids.is_empty());
+    let certs = certs.into_iter().filter(|(_, ids)| !ids.is_empty());
+    (
+        keys.map(|(uid, ids)| keyd::Principal { uid, keys: globs(ids) }).collect(),
+        certs.map(|(uid, ids)| certd::Principal { uid, certs: globs(ids) }).collect(),
+    )
 }
 
 fn provisioning(settings: &Settings) -> identityd::Provisioning {

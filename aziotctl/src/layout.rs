@@ -21,11 +21,13 @@ pub enum Service {
     Identityd,
     /// The TPM.
     Tpmd,
+    /// Modules, in containers.
+    Edged,
 }
 
 impl Service {
     /// All of them, in the order in which their files are written.
-    pub const ALL: [Self; 4] = [Self::Keyd, Self::Certd, Self::Identityd, Self::Tpmd];
+    pub const ALL: [Self; 5] = [Self::Keyd, Self::Certd, Self::Identityd, Self::Tpmd, Self::Edged];
 
     /// The short name, as in paths: `keyd`.
     #[must_use]
@@ -35,6 +37,7 @@ impl Service {
             Self::Certd => "certd",
             Self::Identityd => "identityd",
             Self::Tpmd => "tpmd",
+            Self::Edged => "edged",
         }
     }
 
@@ -46,6 +49,7 @@ impl Service {
             Self::Certd => "aziotcs",
             Self::Identityd => "aziotid",
             Self::Tpmd => "aziottpm",
+            Self::Edged => "iotedge",
         }
     }
 }
@@ -107,22 +111,45 @@ impl Layout {
         self.path("/var/secrets/aziot/keyd/device-id")
     }
 
+    /// The file of a master encryption key that a former release of IoT Edge left.
+    #[must_use]
+    pub fn master_key(&self) -> PathBuf {
+        self.path("/var/secrets/aziot/keyd/imported-master-encryption-key")
+    }
+
     /// The folder of the sockets.
     #[must_use]
     pub fn sockets(&self) -> PathBuf {
         self.path("/run/aziot")
     }
 
-    /// The socket that a service listens on, unless the super-config names another.
+    /// The folder of the module runtime's sockets for everybody: `mgmt.sock` and `workload.sock`.
     #[must_use]
-    pub fn endpoint(&self, service: Service) -> Endpoint {
-        Endpoint::Unix(self.sockets().join(format!("{}.sock", service.name())))
+    pub fn edge_sockets(&self) -> PathBuf {
+        match self {
+            // As containers know it, which outlive the daemon and its version.
+            Self::Normal | Self::Staged(_) => PathBuf::from("/var/run/iotedge"),
+            Self::Relocated(_) => self.path("/run/iotedge"),
+        }
     }
 
-    /// Whether the sockets can be made where this layout puts them.
-    pub fn check_sockets(&self) -> Result<(), SocketPathTooLong> {
-        for service in Service::ALL {
-            if let Endpoint::Unix(path) = self.endpoint(service) {
+    /// The socket that a service listens on, unless the super-config names another; of the module runtime that for its management.
+    #[must_use]
+    pub fn endpoint(&self, service: Service) -> Endpoint {
+        Endpoint::Unix(match service {
+            Service::Edged => self.edge_sockets().join("mgmt.sock"),
+            _ => self.sockets().join(format!("{}.sock", service.name())),
+        })
+    }
+
+    /// Whether the sockets of `services` can be made where this layout puts them.
+    pub fn check_sockets(&self, services: &[Service]) -> Result<(), SocketPathTooLong> {
+        for &service in services {
+            let endpoint = self.endpoint(service);
+            // Each module has a socket there; no device is without this one.
+            let agent = (service == Service::Edged).then(|| self.home(service).join("mnt/edgeAgent.sock"));
+            let Endpoint::Unix(path) = endpoint else { continue };
+            for path in [Some(path), agent].into_iter().flatten() {
                 let length = path.as_os_str().as_bytes().len();
                 if length > LONGEST_SOCKET_PATH {
                     return Err(SocketPathTooLong { path, length });
@@ -148,18 +175,25 @@ fn below(folder: &Path, path: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::product::Product;
 
     #[test]
     fn a_device_in_a_folder_knows_only_paths_of_its_folder() {
         let layout = Layout::Relocated("/tmp/d".into());
-        for path in
-            [layout.service_config(Service::Keyd), layout.home(Service::Certd), layout.device_key(), layout.sockets()]
-        {
+        for path in [
+            layout.service_config(Service::Keyd),
+            layout.home(Service::Certd),
+            layout.device_key(),
+            layout.master_key(),
+            layout.sockets(),
+            layout.edge_sockets(),
+        ] {
             assert!(path.starts_with("/tmp/d"), "{}", path.display());
             assert_eq!(layout.on_disk(&path), path);
         }
         assert_eq!(layout.super_config(), Path::new("/tmp/d/etc/aziot/config.toml"));
         assert_eq!(layout.endpoint(Service::Keyd).to_string(), "unix:///tmp/d/run/aziot/keyd.sock");
+        assert_eq!(layout.endpoint(Service::Edged).to_string(), "unix:///tmp/d/run/iotedge/mgmt.sock");
     }
 
     #[test]
@@ -174,8 +208,14 @@ mod tests {
     #[test]
     fn a_folder_too_deep_for_sockets_is_told() {
         // "/run/aziot/identityd.sock" takes 25 bytes.
-        assert_eq!(Layout::Relocated(PathBuf::from(format!("/{}", "d".repeat(81)))).check_sockets(), Ok(()));
-        let error = Layout::Relocated(PathBuf::from(format!("/{}", "d".repeat(82)))).check_sockets().unwrap_err();
+        let layout = |letters| Layout::Relocated(PathBuf::from(format!("/{}", "d".repeat(letters))));
+        let services = Product::IdentityService.services();
+        assert_eq!(layout(81).check_sockets(services), Ok(()));
+        let error = layout(82).check_sockets(services).unwrap_err();
         assert!(error.to_string().contains("has 108 bytes"), "{error}");
+        // "/var/lib/aziot/edged/mnt/edgeAgent.sock" takes 39.
+        assert_eq!(layout(67).check_sockets(&Service::ALL), Ok(()));
+        let error = layout(68).check_sockets(&Service::ALL).unwrap_err();
+        assert!(error.to_string().contains("edgeAgent.sock has 108 bytes"), "{error}");
     }
 }

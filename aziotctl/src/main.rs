@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    aziotctl::commands::run(std::env::args_os())
+    aziotctl::commands::aziotctl(std::env::args_os())
 }

@@ -1,7 +1,9 @@
 //! The files that a super-config names and that must be on the device already: whether they are there, and whether a payload is what it has to be.
 //!
-//! Only warns: a file may come later, and what is applied here may be meant for another machine. Who may read a file is not looked at; services
+//! Mostly only warns: a file may come later, and what is applied here may be meant for another machine. Who may read a file is not looked at; services
 //! have groups that only the running system knows.
+
+mod edge;
 
 use std::io::ErrorKind;
 use std::path::Path;
@@ -14,6 +16,8 @@ use crate::settings::{
     Attestation, Authentication, DeviceCertificate, EstCredentials, EstIdentity, LocalCa, Provisioning, Settings,
     SymmetricKey,
 };
+
+pub use edge::{EdgeFiles, read as read_for_edge};
 
 /// More than DPS takes.
 const LARGEST_PAYLOAD_BYTES: u64 = 1024 * 1024;
@@ -31,6 +35,9 @@ pub fn check(settings: &Settings, findings: &mut Findings) {
     if let Some(LocalCa::Preloaded { cert, key }) = &settings.local_ca {
         look.cert(&["cert_issuance", "local_ca", "cert"], cert);
         look.key(&["cert_issuance", "local_ca", "pk"], key);
+    }
+    if let Some(edge) = &settings.edge {
+        edge::check(edge, &mut look);
     }
 }
 

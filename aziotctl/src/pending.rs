@@ -8,44 +8,46 @@ use std::path::PathBuf;
 use aziot_files::Mode;
 
 use crate::layout::{Layout, Service};
+use crate::product::Product;
 
-/// Bytes of a marker; three names take a fraction of it.
+/// Bytes of a marker; five names take a fraction of it.
 const LIMIT_BYTES: u64 = 1024;
 
 /// The marker. Each line is the short name of a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pending {
     path: PathBuf,
+    product: Product,
 }
 
 impl Pending {
-    /// That of a normal installation; elsewhere the services are not ours to restart.
+    /// That of a normal installation, the same for both products; elsewhere the services are not ours to restart.
     #[must_use]
-    pub fn of(layout: &Layout) -> Option<Self> {
+    pub fn of(layout: &Layout, product: Product) -> Option<Self> {
         match layout {
-            Layout::Normal => Some(Self::at("/run/aziotctl-restart-pending")),
+            Layout::Normal => Some(Self::at("/run/aziotctl-restart-pending", product)),
             Layout::Relocated(_) | Layout::Staged(_) => None,
         }
     }
 
     /// The marker that is, or will be, at `path`.
     #[must_use]
-    pub fn at(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into() }
+    pub fn at(path: impl Into<PathBuf>, product: Product) -> Self {
+        Self { path: path.into(), product }
     }
 
-    /// The services to restart. A marker that makes no sense stands for all: a restart too many does no harm.
+    /// The services to restart. A marker that makes no sense stands for all of the product: a restart too many does no harm.
     #[must_use]
     pub fn services(&self) -> Vec<Service> {
         let bytes = match aziot_files::read_limited(&self.path, LIMIT_BYTES) {
             Ok(bytes) => bytes,
             Err(error) if error.is_not_found() => return Vec::new(),
-            Err(_) => return Service::ALL.to_vec(),
+            Err(_) => return self.product.services().to_vec(),
         };
         let service = |name: &str| Service::ALL.into_iter().find(|service| service.name() == name);
         let named: Option<Vec<Service>> =
             std::str::from_utf8(&bytes).ok().and_then(|text| text.lines().map(service).collect());
-        named.filter(|services| !services.is_empty()).unwrap_or_else(|| Service::ALL.to_vec())
+        named.filter(|services| !services.is_empty()).unwrap_or_else(|| self.product.services().to_vec())
     }
 
     /// Notes that `services` are to be restarted too.
@@ -75,10 +77,12 @@ pub fn united(some: &[Service], others: &[Service]) -> Vec<Service> {
 mod tests {
     use super::*;
 
+    const PRODUCT: Product = Product::Edge;
+
     #[test]
     fn what_is_added_stays_until_it_is_cleared() {
         let folder = tempfile::tempdir().unwrap();
-        let pending = Pending::at(folder.path().join("pending"));
+        let pending = Pending::at(folder.path().join("pending"), PRODUCT);
         pending.add(&[]).unwrap();
         assert_eq!(pending.services(), []);
         pending.add(&[Service::Identityd]).unwrap();
@@ -90,20 +94,30 @@ mod tests {
     }
 
     #[test]
+    fn either_tool_knows_what_the_other_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pending");
+        Pending::at(&path, Product::Edge).add(&[Service::Edged]).unwrap();
+        assert_eq!(Pending::at(&path, Product::IdentityService).services(), [Service::Edged]);
+    }
+
+    #[test]
     fn a_marker_without_sense_stands_for_all_services() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("pending");
         for text in ["", "keyd\nfluxd\n", &"keyd\n".repeat(1000)] {
             aziot_files::write(&path, Mode::SHARED, text).unwrap();
-            assert_eq!(Pending::at(&path).services(), Service::ALL, "{} bytes", text.len());
+            let identity_service = Pending::at(&path, Product::IdentityService);
+            assert_eq!(identity_service.services(), Product::IdentityService.services(), "{} bytes", text.len());
+            assert_eq!(Pending::at(&path, PRODUCT).services(), Service::ALL, "{} bytes", text.len());
         }
-        assert_eq!(Pending::at(folder.path()).services(), Service::ALL, "a folder");
+        assert_eq!(Pending::at(folder.path(), PRODUCT).services(), Service::ALL, "a folder");
     }
 
     #[test]
     fn only_a_normal_installation_has_one() {
-        assert!(Pending::of(&Layout::Normal).is_some());
-        assert_eq!(Pending::of(&Layout::Relocated("/tmp/d".into())), None);
-        assert_eq!(Pending::of(&Layout::Staged("/tmp/d".into())), None);
+        assert!(Pending::of(&Layout::Normal, PRODUCT).is_some());
+        assert_eq!(Pending::of(&Layout::Relocated("/tmp/d".into()), PRODUCT), None);
+        assert_eq!(Pending::of(&Layout::Staged("/tmp/d".into()), PRODUCT), None);
     }
 }

@@ -39,7 +39,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// Adds a file that cannot be read into the schema.
+    /// Adds a file that cannot be read into the schema. One that is no TOML is none for any schema, and told once.
     pub fn add_error(&mut self, error: &aziot_config::Error) {
         let (line, column) = error.problem().and_then(aziot_config::Problem::line_and_column).unzip();
         let message = match error.problem() {
@@ -50,7 +50,7 @@ impl Report {
             Some(problem) => problem.to_string(),
             None => format!("{}: {error}", error.path().display()),
         };
-        self.remarks.push(Remark {
+        let remark = Remark {
             severity: "error",
             file: error.path().display().to_string(),
             line,
@@ -59,7 +59,10 @@ impl Report {
             message,
             suggestion: None,
             text,
-        });
+        };
+        if !self.remarks.contains(&remark) {
+            self.remarks.push(remark);
+        }
     }
 
     /// Adds what is odd about the file's keys.

@@ -2,6 +2,8 @@
 //!
 //! Made by [`check`](crate::check::check); turned into the services' files by [`generate`](crate::generate::generate).
 
+mod edge;
+
 use std::collections::BTreeMap;
 
 use aziot_certd_api::config::{Basic, EstUrl, Options, Preloaded};
@@ -13,7 +15,9 @@ use aziot_keys::KeyUri;
 use aziot_tpmd_api::config::{AuthKeyIndex, HierarchyAuthorization, Tcti};
 use url::Url;
 
-use crate::secret_text::SecretText;
+use aziot_http::SecretText;
+
+pub use edge::{Edge, EdgeCa, EdgeCaSubject, EdgeUris, IssuedEdgeCa, QUICKSTART_DAYS};
 
 /// A device's settings.
 #[derive(Debug)]
@@ -54,6 +58,8 @@ pub struct Settings {
     pub tpmd_max_requests: MaxRequests,
     /// Where the services listen, as far as the user says so.
     pub endpoints: Endpoints,
+    /// Modules and their runtime; `None` for a tool that does not look into that.
+    pub edge: Option<Edge>,
 }
 
 /// How the device gets its identity.

@@ -5,6 +5,7 @@
 //! file are known by name and never read.
 
 pub mod connection_string;
+pub mod edge;
 pub mod foreign;
 pub mod symmetric_key;
 
@@ -15,7 +16,7 @@ use aziot_http::Endpoint;
 use aziot_tpmd_api::config::{AuthKeyIndex, HierarchyAuthorization, Tcti};
 use serde::{Deserialize, Deserializer, de};
 
-use crate::secret_text::SecretText;
+use aziot_http::SecretText;
 use foreign::Foreign;
 
 /// Every key that may stand in the file. Absent means the default, except for `provisioning`, which has none.
@@ -75,6 +76,9 @@ pub struct SuperConfig {
     /// IoT Edge.
     #[serde(default)]
     pub allow_elevated_docker_permissions: Foreign,
+    /// IoT Edge.
+    #[serde(default)]
+    pub allow_host_access: Foreign,
     /// IoT Edge.
     #[serde(default)]
     pub auto_reprovisioning_mode: Foreign,

@@ -10,9 +10,9 @@ use aziot_keys::KeyUri;
 
 use super::{NEEDS_LIBRARY, cert_uri, key_uri, url};
 use crate::finding::Findings;
-use crate::secret_text::SecretText;
 use crate::settings::{DeviceCertificate, Est, EstCredentials, EstIdentity, Issued, LocalCa};
 use crate::super_config::{self, CertificateOptions, EstAuthentication, SuperConfig, UriOrOptions};
+use aziot_http::SecretText;
 
 /// What the rest of the file offers to a certificate that is to be issued.
 #[derive(Clone, Copy, Debug)]
@@ -57,7 +57,7 @@ fn est_url(key_path: &[&str], text: &str, findings: &mut Findings) -> Option<Est
 }
 
 /// `table`: where the keys stand.
-fn credentials(table: &[&str], auth: &EstAuthentication, findings: &mut Findings) -> EstCredentials {
+pub(super) fn credentials(table: &[&str], auth: &EstAuthentication, findings: &mut Findings) -> EstCredentials {
     let identity = est_identity(table, auth, findings);
     let basic = both(table, ("username", auth.username.as_ref()), ("password", auth.password.as_ref()), findings);
     let basic = basic.map(|(username, password)| Basic {
@@ -118,7 +118,7 @@ fn both<'v, A, B>(
     None
 }
 
-fn auto_renew(table: &[&str], written: &super_config::AutoRenew, findings: &mut Findings) -> AutoRenew {
+pub(super) fn auto_renew(table: &[&str], written: &super_config::AutoRenew, findings: &mut Findings) -> AutoRenew {
     let default = AutoRenew::default();
     let mut period = |key: &str, text: Option<&str>, default: Period| {
         let key_path = [table, &[key]].concat();
@@ -239,7 +239,7 @@ fn compare_names(
     findings.warn(&[cert_path, &[key]].concat(), message);
 }
 
-fn est_authentication(options: &CertificateOptions) -> EstAuthentication {
+pub(super) fn est_authentication(options: &CertificateOptions) -> EstAuthentication {
     EstAuthentication {
         username: options.username.clone(),
         password: options.password.clone(),
@@ -250,7 +250,12 @@ fn est_authentication(options: &CertificateOptions) -> EstAuthentication {
     }
 }
 
-fn warn_about_est_keys(cert_path: &[&str], options: &CertificateOptions, message: &str, findings: &mut Findings) {
+pub(super) fn warn_about_est_keys(
+    cert_path: &[&str],
+    options: &CertificateOptions,
+    message: &str,
+    findings: &mut Findings,
+) {
     let keys = [
         ("username", options.username.is_some()),
         ("password", options.password.is_some()),
@@ -296,7 +301,7 @@ pub(super) fn local_ca(local_ca: &super_config::LocalCa, issuers: Issuers, findi
     }
 }
 
-fn certificate_options(
+pub(super) fn certificate_options(
     key_path: &[&str],
     options: &CertificateOptions,
     issuers: Issuers,

@@ -1,8 +1,9 @@
-//! `aziotctl config mp`: a super-config for manual provisioning out of a connection string.
+//! `config mp`: a super-config for manual provisioning out of a connection string.
 
 use std::io::{self, BufRead as _};
 use std::path::{Path, PathBuf};
 
+use aziot_edged_api::config::ReprovisioningMode;
 use aziot_files::{Created, Mode};
 use clap::Args;
 use serde::Serialize;
@@ -10,12 +11,13 @@ use zeroize::Zeroizing;
 
 use crate::console;
 use crate::failure::Failure;
-use crate::secret_text::SecretText;
+use crate::product::Product;
 use crate::super_config::connection_string::ConnectionString;
+use aziot_http::SecretText;
 
 /// Write a super-config for a device that is provisioned by hand
 ///
-/// Writes the file only; `aziotctl config apply` puts it into effect.
+/// Writes the file only; `config apply` puts it into effect.
 #[derive(Args)]
 #[command(after_long_help = long_help!(
     "    sudo aziotctl config mp -c - <connection-string.txt\n    sudo aziotctl config mp -c 'HostName=...;DeviceId=...;SharedAccessKey=...' --force"
@@ -41,6 +43,9 @@ fn connection_string_argument(text: &str) -> Result<SecretText, std::convert::In
 
 #[derive(Serialize)]
 struct Minimal<'t> {
+    /// Of IoT Edge: a device whose connection string is written down does not look for another by itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    auto_reprovisioning_mode: Option<ReprovisioningMode>,
     provisioning: Provisioning<'t>,
 }
 
@@ -53,10 +58,10 @@ struct Provisioning<'t> {
 /// The longest connection string that is read, in bytes; real ones have some hundred.
 const LONGEST_LINE: u64 = 64 * 1024;
 
-pub(super) fn run(arguments: &ManualArguments) -> Result<(), Failure> {
+pub(super) fn run(product: Product, arguments: &ManualArguments) -> Result<(), Failure> {
     let path = arguments.out_config_file.as_path();
     if !arguments.force && path.symlink_metadata().is_ok() {
-        return Err(already_configured(path));
+        return Err(already_configured(product, path));
     }
     let text = match arguments.connection_string.expose() {
         "-" => SecretText::from(read_line()?),
@@ -65,17 +70,27 @@ pub(super) fn run(arguments: &ManualArguments) -> Result<(), Failure> {
     ConnectionString::parse(text.expose()).map_err(|error| {
         Failure::new(error, "copy the whole connection string of the device from the hub and try again")
     })?;
-    let config = Minimal { provisioning: Provisioning { source: "manual", connection_string: text.expose() } };
-    let contents = Zeroizing::new(toml::to_string(&config).expect("two texts are TOML"));
-    write(path, &contents, arguments.force)?;
+    let config = Minimal {
+        auto_reprovisioning_mode: (product == Product::Edge).then_some(ReprovisioningMode::OnErrorOnly),
+        provisioning: Provisioning { source: "manual", connection_string: text.expose() },
+    };
+    let contents = Zeroizing::new(toml::to_string(&config).expect("three texts are TOML"));
+    write(product, path, &contents, arguments.force)?;
     console::say(format_args!(
-        "wrote {path}\nnext: run `sudo aziotctl config apply -c '{path}'`",
-        path = path.display()
+        "wrote {path}\nnext: run `sudo {program} config apply -c '{path}'`",
+        path = path.display(),
+        program = product.program()
     ));
+    if product == Product::Edge {
+        console::say(
+            "note: this is not meant for a gateway: modules get certificates from a CA that this device makes for itself, and the host name is \
+             that of the machine",
+        );
+    }
     Ok(())
 }
 
-fn write(path: &Path, contents: &str, force: bool) -> Result<(), Failure> {
+fn write(product: Product, path: &Path, contents: &str, force: bool) -> Result<(), Failure> {
     let failed = |error: aziot_files::Error| {
         Failure::new(
             error,
@@ -85,7 +100,7 @@ fn write(path: &Path, contents: &str, force: bool) -> Result<(), Failure> {
     if !force {
         return match aziot_files::write_new(path, Mode::PRIVATE, contents).map_err(failed)? {
             Created::New => Ok(()),
-            Created::AlreadyThere => Err(already_configured(path)),
+            Created::AlreadyThere => Err(already_configured(product, path)),
         };
     }
     if path.symlink_metadata().is_ok() {
@@ -98,10 +113,13 @@ fn write(path: &Path, contents: &str, force: bool) -> Result<(), Failure> {
     aziot_files::write(path, Mode::PRIVATE, contents).map_err(failed)
 }
 
-fn already_configured(path: &Path) -> Failure {
+fn already_configured(product: Product, path: &Path) -> Failure {
     Failure::new(
         format!("the device is configured already: {} is there", path.display()),
-        "run `sudo aziotctl config apply` to apply that file, or this command with --force to replace it",
+        format!(
+            "run `sudo {} config apply` to apply that file, or this command with --force to replace it",
+            product.program()
+        ),
     )
 }
 

@@ -3,6 +3,7 @@
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
+use aziot_config::{Finding, Oddity};
 use zeroize::Zeroizing;
 
 use crate::check::check;
@@ -10,9 +11,12 @@ use crate::console;
 use crate::failure::Failure;
 use crate::finding::{Findings, Severity};
 use crate::position::Positions;
+use crate::product::Product;
 use crate::report::Report;
 use crate::settings::Settings;
 use crate::super_config::SuperConfig;
+use crate::super_config::edge::EdgeConfig;
+use crate::super_config::foreign::EDGE_KEYS;
 
 /// Real super-configs have a few KiB.
 const LARGEST_FILE_BYTES: u64 = 1024 * 1024;
@@ -63,22 +67,33 @@ impl Source {
         Ok(Self { text: Zeroizing::new(text.to_owned()), name })
     }
 
-    /// The settings, unless something makes the file unusable, and all that is to be said. `and_then` may find more.
+    /// The settings, as far as `product` has to do with them, unless something makes the file unusable, and all that is to be said. `and_then`
+    /// may find more.
     pub(super) fn check<T>(
         &self,
+        product: Product,
         and_then: impl FnOnce(&Settings, &mut Findings) -> T,
     ) -> (Option<(Settings, T)>, Report) {
         let mut report = Report::default();
-        let loaded = match aziot_config::load_str::<SuperConfig>(&self.name, &self.text) {
-            Ok(loaded) => loaded,
-            Err(error) => {
-                report.add_error(&error);
-                return (None, report);
-            }
+        let config = aziot_config::load_str::<SuperConfig>(&self.name, &self.text)
+            .map(|loaded| {
+                report.add_oddities(&loaded.findings);
+                loaded.value
+            })
+            .map_err(|error| report.add_error(&error));
+        // Read from the same text once more, as `aziotctl` takes no offence at what is in these tables.
+        let edge = match product {
+            Product::IdentityService => Ok(None),
+            Product::Edge => aziot_config::load_str::<EdgeConfig>(&self.name, &self.text)
+                .map(|loaded| {
+                    report.add_oddities(&inside_edge_keys(loaded.findings));
+                    Some(loaded.value)
+                })
+                .map_err(|error| report.add_error(&error)),
         };
-        report.add_oddities(&loaded.findings);
+        let (Ok(config), Ok(edge)) = (config, edge) else { return (None, report) };
         let positions = Positions::new(&self.text);
-        let (settings, mut findings) = check(loaded.value, &positions.top_level_keys());
+        let (settings, mut findings) = check(config, edge, &positions.top_level_keys());
         let result = settings.map(|settings| {
             let more = and_then(&settings, &mut findings);
             (settings, more)
@@ -115,6 +130,17 @@ impl Source {
         };
         Err(Failure::new(message, "mend what is named above and run the command again; nothing was changed"))
     }
+}
+
+/// Those about the keys of IoT Edge. All other keys of the file are unknown to their schema, and have been told already if they are slips.
+fn inside_edge_keys(findings: Vec<Finding>) -> Vec<Finding> {
+    let is_inside = |finding: &Finding| match finding.oddity() {
+        Oddity::UnknownKey { key_path, .. } => {
+            EDGE_KEYS.contains(&key_path.split_once('.').map_or(key_path.as_str(), |(first, _)| first))
+        }
+        _ => true,
+    };
+    findings.into_iter().filter(is_inside).collect()
 }
 
 fn read_standard_input() -> Result<Zeroizing<Vec<u8>>, Failure> {

@@ -11,7 +11,10 @@ use crate::console;
 use crate::failure::Failure;
 use crate::generate::{Surroundings, generate};
 use crate::layout::Layout;
+use crate::named_files::EdgeFiles;
+use crate::product::Product;
 use crate::report::{Remark, Report};
+use crate::settings::EdgeUris;
 
 /// Check a super-config without applying it
 ///
@@ -51,8 +54,17 @@ pub(super) fn run(arguments: &ValidateArguments) -> Result<(), Stop> {
     let source = Source::read(&arguments.config)?;
     let strictness = Strictness::from(arguments.strict);
     // Only ids that collide are of interest here, and those do not depend on uids and names.
-    let surroundings = Surroundings { layout: Layout::Normal, hostname: String::new(), certd_uid: 0, identityd_uid: 0 };
-    let (_, report) = source.check(|settings, findings| generate(settings, &surroundings, findings));
+    let surroundings = Surroundings {
+        layout: Layout::Normal,
+        hostname: String::new(),
+        certd_uid: 0,
+        identityd_uid: 0,
+        edged_uid: 0,
+        edge_uris: EdgeUris::default(),
+        edge_files: EdgeFiles::default(),
+    };
+    let (_, report) =
+        source.check(Product::IdentityService, |settings, findings| generate(settings, &surroundings, findings));
     match arguments.output {
         Format::Text => {
             source.tell(&report, strictness)?;

@@ -2,6 +2,8 @@
 //!
 //! The ids are those of the public tool. One id names a certificate and its key.
 
+pub(super) mod edge;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -12,6 +14,8 @@ use aziot_keys::KeyUri;
 use url::Url;
 
 use crate::finding::Findings;
+use crate::layout::Layout;
+use crate::named_files::EdgeFiles;
 use crate::settings::{DeviceCertificate, Est, EstCredentials, EstIdentity, Issued, LocalCa, Settings, SymmetricKey};
 
 /// The key from which the identity service derives the keys of modules.
@@ -50,8 +54,16 @@ pub(super) struct Material {
     pub(super) identityd_certs: Vec<&'static str>,
     /// Keys of the certificate service.
     pub(super) certd_keys: Vec<&'static str>,
+    /// Keys of the certificate service for what it does for the module runtime.
+    pub(super) certd_edge_keys: Vec<&'static str>,
+    /// Keys of the module runtime.
+    pub(super) edged_keys: Vec<&'static str>,
+    /// Certificates of the module runtime.
+    pub(super) edged_certs: Vec<&'static str>,
     /// Contents of the device key's file, if the super-config holds a key itself.
     pub(super) device_key: Option<SecretBytes>,
+    /// Contents of the imported master encryption key's file, if it is to be written.
+    pub(super) master_key: Option<SecretBytes>,
 }
 
 /// Collects [`Material`]; a later entry takes the place of an earlier one of its id.
@@ -60,8 +72,8 @@ struct Collection<'f> {
     findings: &'f mut Findings,
 }
 
-/// What `settings` ask for. `device_key`: where a key lies that stands in the super-config itself.
-pub(super) fn material(settings: &Settings, device_key: &Path, findings: &mut Findings) -> Material {
+/// What `settings` ask for. `layout` says where keys lie that are written with the configurations.
+pub(super) fn material(settings: &Settings, files: &EdgeFiles, layout: &Layout, findings: &mut Findings) -> Material {
     let keys = settings.preloaded_keys.iter().map(|(id, uri)| (id.clone(), canonical_uri(uri)));
     let material = Material {
         preloaded_keys: keys.collect(),
@@ -70,7 +82,11 @@ pub(super) fn material(settings: &Settings, device_key: &Path, findings: &mut Fi
         identityd_keys: vec![MASTER_KEY],
         identityd_certs: Vec::new(),
         certd_keys: Vec::new(),
+        certd_edge_keys: Vec::new(),
+        edged_keys: Vec::new(),
+        edged_certs: Vec::new(),
         device_key: None,
+        master_key: None,
     };
     let mut collection = Collection { material, findings };
     match settings.provisioning.certificate() {
@@ -82,13 +98,16 @@ pub(super) fn material(settings: &Settings, device_key: &Path, findings: &mut Fi
         None => {}
     }
     if let Some(key) = settings.provisioning.symmetric_key() {
-        collection.symmetric_key(key, device_key);
+        collection.symmetric_key(key, &layout.device_key());
     }
     if let Some(est) = &settings.est {
         collection.est(est);
     }
     if let Some(local_ca) = &settings.local_ca {
         collection.local_ca(local_ca);
+    }
+    if let Some(edge) = &settings.edge {
+        collection.edge(edge, files, layout);
     }
     collection.material
 }
@@ -100,7 +119,11 @@ impl Collection<'_> {
     }
 
     fn cert(&mut self, id: &str, uri: &Url) {
-        let replaced = self.material.preloaded_certs.insert(id.to_owned(), Preloaded::Uri(uri.clone())).is_some();
+        self.preload_cert(id, Preloaded::Uri(uri.clone()));
+    }
+
+    fn preload_cert(&mut self, id: &str, place: Preloaded) {
+        let replaced = self.material.preloaded_certs.insert(id.to_owned(), place).is_some();
         self.warn_if(replaced, "preloaded_certs", id);
     }
 

@@ -6,9 +6,10 @@ use serde::de::IgnoredAny;
 pub type Foreign = Option<IgnoredAny>;
 
 /// Top-level keys that `iotedge config apply` reads from the same file.
-pub const EDGE_KEYS: [&str; 14] = [
+pub const EDGE_KEYS: [&str; 15] = [
     "trust_bundle_cert",
     "allow_elevated_docker_permissions",
+    "allow_host_access",
     "auto_reprovisioning_mode",
     "imported_master_encryption_key",
     "manifest_trust_bundle_cert",

@@ -1,4 +1,4 @@
-//! Running the built `aziotctl` as a user would.
+//! Running the built programs as a user would.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -11,9 +11,35 @@ pub(crate) struct Run {
     pub(crate) stderr: String,
 }
 
+/// A program of this crate.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Program {
+    Aziotctl,
+    Iotedge,
+}
+
+impl Program {
+    pub(crate) fn path(self) -> &'static str {
+        match self {
+            Self::Aziotctl => env!("CARGO_BIN_EXE_aziotctl"),
+            Self::Iotedge => env!("CARGO_BIN_EXE_iotedge"),
+        }
+    }
+}
+
 /// Runs `aziotctl` with `input` on its standard input.
 pub(crate) fn aziotctl(arguments: &[&str], input: &[u8]) -> Run {
-    run(Command::new(env!("CARGO_BIN_EXE_aziotctl")).args(arguments), input)
+    run_program(Program::Aziotctl, arguments, input)
+}
+
+/// Runs `iotedge` with `input` on its standard input.
+pub(crate) fn iotedge(arguments: &[&str], input: &[u8]) -> Run {
+    run_program(Program::Iotedge, arguments, input)
+}
+
+/// Runs `program` with `input` on its standard input.
+pub(crate) fn run_program(program: Program, arguments: &[&str], input: &[u8]) -> Run {
+    run(Command::new(program.path()).args(arguments), input)
 }
 
 /// Runs a command with `input` on its standard input.
