@@ -9,7 +9,7 @@ use aziot_keys::{KeyUsage, Keys, Settings, SymmetricUse, file_name};
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use tokio::runtime::{Builder, Runtime};
 
-const ROOT: Peer = Peer { uid: 0, gid: 0, pid: 1 };
+const ROOT: Peer = Peer::new(0, 0, 1);
 const VERSION: &str = "api-version=2021-05-01";
 
 fn library(home: &Path) -> Keys {

@@ -1,4 +1,4 @@
-//! The device in a folder: `etc/aziot`, `run/aziot`, `var/lib/aziot`, `log`, and beside them the cloud's own folder.
+//! The device in a folder: `etc/aziot`, `run/aziot`, `run/iotedge`, `var/lib/aziot`, `log`, and beside them the cloud's own folder.
 
 use std::{
     collections::BTreeMap,
@@ -28,13 +28,15 @@ pub enum Daemon {
     Certificates,
     /// `aziot-identityd`
     Identity,
+    /// `aziot-edged`, which calls all others but the TPM service.
+    Edge,
 }
 
 impl Daemon {
-    /// Those that every device has; the TPM service runs where a test starts it.
+    /// Those that every device has; the TPM service and the module runtime run where a test starts them.
     pub const ALL: [Self; 3] = [Self::Keys, Self::Certificates, Self::Identity];
 
-    /// Short name, as in the path of its socket.
+    /// Short name, as in the paths of its folders.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -42,13 +44,16 @@ impl Daemon {
             Self::Keys => "keyd",
             Self::Certificates => "certd",
             Self::Identity => "identityd",
+            Self::Edge => "edged",
         }
     }
 
-    /// The program that it is a name of. The TPM service is one of its own, since it alone needs the TPM's C library.
+    /// The program that it is a name of. The TPM service is one of its own, since it alone needs the TPM's C library, and the module runtime, as
+    /// its package is.
     const fn program(self) -> &'static str {
         match self {
             Self::Tpm => "aziot-tpmd",
+            Self::Edge => "aziot-edged",
             Self::Keys | Self::Certificates | Self::Identity => "aziotd",
         }
     }
@@ -98,6 +103,8 @@ impl Programs {
 pub struct Device {
     folder: PathBuf,
     programs: Programs,
+    /// The command line that makes the daemons' files.
+    tool: &'static str,
     restart: Restart,
     simulator: Option<Process>,
     /// Further arguments of the cloud's program.
@@ -129,7 +136,7 @@ impl Device {
         }
         let folder = folder.canonicalize().context("could not resolve the device's folder")?;
         // A program that nobody starts need not be there.
-        for daemon in Daemon::ALL.into_iter().chain([Daemon::Tpm]) {
+        for daemon in Daemon::ALL.into_iter().chain([Daemon::Tpm, Daemon::Edge]) {
             let link = folder.join("bin").join(format!("aziot-{}", daemon.name()));
             // Of an earlier run, and maybe of another build.
             let _ = fs::remove_file(&link);
@@ -138,7 +145,12 @@ impl Device {
         }
         let address = fs::read_to_string(folder.join(CLOUD_ADDRESS)).ok();
         let (cloud_arguments, daemons) = (Vec::new(), BTreeMap::new());
-        Ok(Self { folder, programs, restart, simulator: None, cloud_arguments, daemons, address })
+        Ok(Self { folder, programs, tool: "aziotctl", restart, simulator: None, cloud_arguments, daemons, address })
+    }
+
+    /// From now on super-configs are applied by `iotedge`, which configures the module runtime too.
+    pub fn have_modules(&mut self) {
+        self.tool = "iotedge";
     }
 
     /// The device's folder.
@@ -153,10 +165,25 @@ impl Device {
         self.folder.join(relative)
     }
 
-    /// Socket of a daemon.
+    /// Socket of a daemon; of the module runtime that for its management.
     #[must_use]
     pub fn socket(&self, daemon: Daemon) -> PathBuf {
-        self.path(&format!("run/aziot/{}.sock", daemon.name()))
+        match daemon {
+            Daemon::Edge => self.path("run/iotedge/mgmt.sock"),
+            _ => self.path(&format!("run/aziot/{}.sock", daemon.name())),
+        }
+    }
+
+    /// The workload socket that all modules share.
+    #[must_use]
+    pub fn workload_socket(&self) -> PathBuf {
+        self.path("run/iotedge/workload.sock")
+    }
+
+    /// The workload socket of one module, as the host sees it.
+    #[must_use]
+    pub fn module_socket(&self, module: &str) -> PathBuf {
+        self.path(&format!("var/lib/aziot/edged/mnt/{module}.sock"))
     }
 
     /// The CA that the cloud's certificate comes from.
@@ -254,22 +281,31 @@ impl Device {
         ))
     }
 
-    /// Writes the super-config and lets `aziotctl config apply` make the daemons' files of it. Returns what it printed.
+    /// Writes the super-config and lets `config apply` make the daemons' files of it. Returns what it printed.
     pub fn configure(&self, super_config: &str) -> Result<String> {
         write_private(&self.path("etc/aziot/config.toml"), super_config)?;
-        let output = self.aziotctl(&["config", "apply"])?;
+        let output = self.run_tool(self.tool, &["config", "apply"])?;
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         if !output.status.success() {
-            bail!("aziotctl config apply failed: {text}");
+            bail!("{} config apply failed: {text}", self.tool);
         }
         Ok(text)
     }
 
     /// Runs `aziotctl` on this device.
     pub fn aziotctl(&self, arguments: &[&str]) -> Result<std::process::Output> {
-        let mut command = Command::new(self.programs.path("aziotctl"));
+        self.run_tool("aziotctl", arguments)
+    }
+
+    /// Runs `iotedge` on this device.
+    pub fn iotedge(&self, arguments: &[&str]) -> Result<std::process::Output> {
+        self.run_tool("iotedge", arguments)
+    }
+
+    fn run_tool(&self, tool: &str, arguments: &[&str]) -> Result<std::process::Output> {
+        let mut command = Command::new(self.programs.path(tool));
         command.args(arguments).arg("--root").arg(&self.folder);
-        command.output().context("could not run aziotctl")
+        command.output().with_context(|| format!("could not run {tool}"))
     }
 
     /// Adds a drop-in beside a daemon's generated configuration.

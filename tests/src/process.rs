@@ -18,8 +18,8 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
-/// How long a process may take to get ready or to stop.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a process may take to get ready or to stop, on a machine that is busy with other tests.
+const PATIENCE: Duration = Duration::from_secs(120);
 /// How often a condition is looked at that nobody announces.
 const GLANCE: Duration = Duration::from_millis(20);
 
@@ -235,6 +235,21 @@ pub fn wrap(command: &mut Command, mut wrapper: Command) {
         };
     }
     *command = wrapper;
+}
+
+/// Lets a command find what is in `/usr/sbin`, which many a user's `PATH` lacks. Its environment goes with it, where it has one of its own.
+pub fn find_system_programs(command: &mut Command) -> &mut Command {
+    let path = std::env::var("PATH").unwrap_or_else(|_| "/usr/local/bin:/usr/bin:/bin".to_owned());
+    command.env("PATH", format!("{path}:/usr/local/sbin:/usr/sbin:/sbin"))
+}
+
+/// The command that ends by SIGKILL with the thread that starts it, even when that is killed itself (`setpriv`(1)); its program and
+/// arguments are to be added.
+#[must_use]
+pub fn tied() -> Command {
+    let mut command = Command::new("setpriv");
+    find_system_programs(command.args(["--pdeathsig", "KILL"])).stdin(Stdio::null());
+    command
 }
 
 /// Looks again and again until there is something to see, and fails when the time is over.

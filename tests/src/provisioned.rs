@@ -1,4 +1,5 @@
-//! Devices for every way of provisioning, each made by a super-config and `aziotctl config apply`, with a cloud that knows them.
+//! Devices for every way of provisioning, each made by a super-config and `config apply` of `aziotctl` or, with modules, of `iotedge`, with a
+//! cloud that knows them.
 //!
 //! The cloud is also the EST server here. What needs an EST server of its own, with faults of its own, is in [`est`](crate::est).
 
@@ -114,6 +115,14 @@ pub struct Setup {
     backdate_seconds: u32,
     cloud_arguments: Vec<String>,
     payload: Option<&'static str>,
+    modules: Option<Modules>,
+}
+
+/// What a super-config says about modules.
+#[derive(Clone, Debug)]
+struct Modules {
+    keys: String,
+    tables: String,
 }
 
 impl Setup {
@@ -127,6 +136,7 @@ impl Setup {
             backdate_seconds: 0,
             cloud_arguments: Vec::new(),
             payload: None,
+            modules: None,
         }
     }
 
@@ -150,6 +160,13 @@ impl Setup {
         Self { payload: Some(json), ..self }
     }
 
+    /// The device has modules, about which its super-config says these keys at its top and these tables at its end. [`Daemon::Edge`] does not
+    /// start with the others.
+    #[must_use]
+    pub fn modules(self, keys: impl Into<String>, tables: impl Into<String>) -> Self {
+        Self { modules: Some(Modules { keys: keys.into(), tables: tables.into() }), ..self }
+    }
+
     /// The cloud runs and knows the device, whose super-config has been applied. None of its daemons runs.
     pub fn configure(&self) -> Result<Provisioned> {
         let mut device = Provisioned { world: World::empty()?, kind: self.kind, token: None, tpm: None };
@@ -158,6 +175,9 @@ impl Setup {
         }
         if self.kind == Kind::DpsTpm {
             device.tpm = Some(SoftwareTpm::start(&device.path("tpm"))?);
+        }
+        if self.modules.is_some() {
+            device.have_modules();
         }
         let proof = device.proof()?;
         let super_config = self.start_cloud(&mut device, &proof)?;

@@ -93,7 +93,7 @@ impl World {
         Ok(world)
     }
 
-    /// Applies a super-config of this provisioning, with a local CA and issuers for two certificates.
+    /// Applies a super-config of this provisioning and whatever else it says, with a local CA and issuers for two certificates.
     pub fn apply(&self, provisioning: &str) -> Result<()> {
         let (ca_key, ca) = (self.path("var/secrets/local-ca.key.pem"), self.local_ca());
         let own_key = self.path("var/secrets/self.key.pem");

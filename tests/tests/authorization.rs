@@ -223,7 +223,7 @@ fn principals_in_a_drop_in_take_effect_without_restart() -> Result<()> {
     let uid = world.stranger()?;
     let status = |daemon: Daemon| -> Result<u16> {
         let reply = match daemon {
-            Daemon::Tpm => bail!("this device has no TPM"),
+            Daemon::Tpm | Daemon::Edge => bail!("this device has no TPM and no modules"),
             Daemon::Keys => call(&world, daemon, "POST /key", Some(&json!({ "keyId": "hot", "usage": "sign" })))?,
             Daemon::Certificates => call(&world, daemon, "PUT /certificates/hot", Some(&json!({ "pem": "" })))?,
             Daemon::Identity => call(&world, daemon, "GET /identities/identity", None)?,

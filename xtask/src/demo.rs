@@ -1,5 +1,7 @@
 //! `cargo xtask demo`: from a fresh clone to a module's accepted token, in one command.
 
+mod container;
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -13,6 +15,7 @@ use aziot_tests::{Daemon, Device, Programs, module::Identity, openssl, process::
 use serde_json::json;
 
 use crate::{packages, report};
+use container::Containers;
 
 const MODULE: &str = "sampler";
 const CERTIFICATE: &str = "sampler-server";
@@ -37,8 +40,10 @@ pub(crate) fn run(folder: Option<PathBuf>, keep: bool) -> Result<()> {
     let programs = build()?;
     let begun = Instant::now();
     report::line(format_args!("a device in {}", folder.display()))?;
+    // Before the device, and so dropped after it: its runtime would make its agent anew.
+    let containers = Containers::find();
     let mut device = Device::new(&folder, programs.clone(), Restart::Always)?;
-    show(&mut device, &interrupted)?;
+    show(&mut device, &interrupted, &programs, &containers)?;
     report::line("")?;
     footprint(&device, &programs)?;
     report::line(format_args!("\neverything shown in {}", report::seconds(begun.elapsed())))?;
@@ -63,6 +68,12 @@ fn build() -> Result<Programs> {
         "aziotctl",
         "--bin",
         "aziot-simulator",
+        "--bin",
+        "iotedge",
+        "--bin",
+        "aziot-edged",
+        "--bin",
+        "aziot-test-module",
     ]);
     let status = command.current_dir(crate::root()).status().context("could not run cargo")?;
     if !status.success() {
@@ -73,13 +84,24 @@ fn build() -> Result<Programs> {
 }
 
 /// The steps, each with its outcome and time.
-fn show(device: &mut Device, interrupted: &Receiver<()>) -> Result<()> {
+fn show(
+    device: &mut Device,
+    interrupted: &Receiver<()>,
+    programs: &Programs,
+    containers: &Result<Containers, String>,
+) -> Result<()> {
     let check = || match interrupted.try_recv() {
         Err(TryRecvError::Empty) => Ok(()),
         _ => bail!("interrupted"),
     };
     report::step("cloud", || device.start_cloud(), |()| "DPS and IoT Hub up, over TLS".to_owned())?;
-    report::step("configuration", || configure(device), |()| "aziotctl config apply".to_owned())?;
+    let settings = containers.as_ref().ok().map(|containers| containers.settings(device)).transpose()?;
+    let tool = if settings.is_some() { "iotedge" } else { "aziotctl" };
+    if settings.is_some() {
+        device.have_modules();
+    }
+    let (keys, tables) = settings.unwrap_or_default();
+    report::step("configuration", || configure(device, &keys, &tables), |()| format!("{tool} config apply"))?;
     for daemon in Daemon::ALL {
         check()?;
         let socket = relative(&device.socket(daemon), device);
@@ -97,7 +119,11 @@ fn show(device: &mut Device, interrupted: &Receiver<()>) -> Result<()> {
     report::step("token", || message(device, &module), |status| format!("accepted by the hub: HTTP {status}"))?;
     check()?;
     report::step("certificate", || certificate(device), |verdict| format!("openssl verify: {verdict}"))?;
-    Ok(())
+    check()?;
+    match containers {
+        Ok(containers) => containers.show(device, programs),
+        Err(reason) => report::line(format_args!("  - no container: {reason}")),
+    }
 }
 
 fn relative(path: &Path, device: &Device) -> String {
@@ -105,7 +131,7 @@ fn relative(path: &Path, device: &Device) -> String {
 }
 
 /// The super-config: how the device proves who it is, and a local CA for the certificates of its modules.
-fn configure(device: &Device) -> Result<()> {
+fn configure(device: &Device, keys: &str, tables: &str) -> Result<()> {
     let (ca_key, ca) = (device.path("var/secrets/local-ca.key.pem"), device.path("var/secrets/local-ca.pem"));
     if !ca.exists() {
         openssl::make_ca(&ca_key, &ca, "demo local CA")?;
@@ -115,7 +141,7 @@ fn configure(device: &Device) -> Result<()> {
         ca.display(),
         ca_key.display()
     );
-    device.configure(&format!("hostname = \"demo\"\n\n{}{local_ca}", device.dps_provisioning()?))?;
+    device.configure(&format!("{keys}hostname = \"demo\"\n\n{}{local_ca}{tables}", device.dps_provisioning()?))?;
     // What the package of a host agent would bring: its user is a principal, and its certificate has an issuer.
     let uid = fs::metadata(device.folder()).map(|metadata| std::os::unix::fs::MetadataExt::uid(&metadata))?;
     device.drop_in(Daemon::Identity, "10-agent.toml", &format!("[[principal]]\nuid = {uid}\nname = \"agent\"\n"))?;
@@ -158,14 +184,19 @@ fn certificate(device: &Device) -> Result<String> {
 
 fn footprint(device: &Device, programs: &Programs) -> Result<()> {
     report::line(format_args!("  {:<12} {:>10} {:>14} {:>14}", "idle daemon", "binary", "resident", "proportional"))?;
-    let size = fs::metadata(programs.path("aziotd")).context("could not see the size of aziotd")?.len();
-    for daemon in Daemon::ALL {
-        let (resident, proportional) = device.process(daemon)?.memory()?;
+    let size = |program: &str| -> Result<u64> {
+        Ok(fs::metadata(programs.path(program)).with_context(|| format!("could not see the size of {program}"))?.len())
+    };
+    for daemon in Daemon::ALL.into_iter().chain([Daemon::Edge]) {
+        // The module runtime is there where Docker is.
+        let Ok(process) = device.process(daemon) else { continue };
+        let (resident, proportional) = process.memory()?;
+        let size = size(if daemon == Daemon::Edge { "aziot-edged" } else { "aziotd" })?;
         let proportional = proportional.map_or_else(|| "-".to_owned(), mebibytes);
         let (name, resident) = (daemon.name(), mebibytes(resident));
         report::line(format_args!("  {name:<12} {:>10} {resident:>14} {proportional:>14}", mebibytes(size / 1024)))?;
     }
-    report::line("  (one executable, aziotd, serves all three)")
+    report::line("  (one executable, aziotd, serves the first three)")
 }
 
 #[expect(clippy::cast_precision_loss, reason = "one decimal is printed")]

@@ -28,6 +28,9 @@ enum Task {
     /// Installs missing build packages when run as root on a Debian-like system, builds, starts the simulated DPS and IoT
     /// Hub, configures the device with `aziotctl config apply`, starts its daemons, and lets a module get an identity, a
     /// token that the hub accepts and a certificate. Needs neither an account nor root.
+    ///
+    /// Where Docker answers at /var/run/docker.sock, and runs no modules yet, the module runtime comes up too and runs a module in a container;
+    /// what it made there is removed at the end.
     Demo {
         /// Folder of the device; kept afterwards, and gone on with if it holds a device already. Default: a temporary one.
         #[arg(long)]
@@ -38,11 +41,13 @@ enum Task {
     },
     /// Checks everything: format, lints, unit tests, and system tests with real daemons.
     ///
-    /// Installs what the tests need first. This is what continuous integration runs.
+    /// Needs root, because tests of the module runtime start container engines of their own. First installs what the tests need on a
+    /// Debian-like system: docker.io, podman, swtpm and others, and the SDK for modules from its index. This is what continuous integration runs.
     Test,
     /// Measures the key service over its socket, beside raw OpenSSL, and says whether it meets its targets.
     ///
-    /// Wants a machine that does nothing else. docs/benchmarks.md explains the table.
+    /// Wants a machine that does nothing else. docs/benchmarks.md explains the table. Signatures of modules in containers need root and
+    /// docker.io, which it installs on a Debian-like system; what was measured before they fail is told all the same.
     Bench {
         /// How long each line of the table is measured, in five rounds of which the best counts.
         #[arg(long, default_value_t = 5, value_name = "N")]

@@ -6,6 +6,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use aziot_tests::process::find_system_programs;
 
 use crate::report;
 
@@ -24,6 +25,15 @@ const BUILD: &[Need] = &[
     Need { probe: &["curl", "--version"], package: "curl" },
 ];
 
+/// For an engine of one's own: Docker, in a network and with a mount table of its own.
+const ENGINE: &[Need] = &[
+    Need { probe: &["dockerd", "--version"], package: "docker.io" },
+    Need { probe: &["runc", "--version"], package: "runc" },
+    Need { probe: &["ip", "-Version"], package: "iproute2" },
+    Need { probe: &["unshare", "--version"], package: "util-linux" },
+    Need { probe: &["mount", "--version"], package: "mount" },
+];
+
 /// For the tests besides, and for the TPM service, which no other program needs.
 const TEST: &[Need] = &[
     Need { probe: &["pkg-config", "--exists", "tss2-esys", "tss2-tctildr", "tss2-mu"], package: "libtss2-dev" },
@@ -31,9 +41,12 @@ const TEST: &[Need] = &[
     Need { probe: &["swtpm", "--version"], package: "swtpm" },
     Need { probe: &["tpm2_getcap", "--version"], package: "tpm2-tools" },
     Need { probe: &["sh", "-c", "/sbin/ldconfig -p | grep -q libtss2-tcti-swtpm"], package: "libtss2-tcti-swtpm0" },
-    // Full disks are small file systems in a name space of their own.
-    Need { probe: &["unshare", "--version"], package: "util-linux" },
-    Need { probe: &["mount", "--version"], package: "mount" },
+    // The other engine that the module runtime is tested on, and its networks.
+    Need { probe: &["podman", "--version"], package: "podman" },
+    Need { probe: &["test", "-e", "/usr/lib/cni/bridge"], package: "containernetworking-plugins" },
+    Need { probe: &["iptables", "--version"], package: "iptables" },
+    // The public SDK for modules goes into a virtual environment.
+    Need { probe: &["python3", "-c", "import ensurepip, venv"], package: "python3-venv" },
     // A PKCS#11 token in software, for the tests of the key service.
     Need { probe: &["test", "-e", "/usr/lib/softhsm/libsofthsm2.so"], package: "softhsm2" },
 ];
@@ -45,7 +58,13 @@ pub(crate) fn ensure_for_build() -> Result<()> {
 
 /// The same for the tests.
 pub(crate) fn ensure_for_tests() -> Result<()> {
-    ensure(&BUILD.iter().chain(TEST).collect::<Vec<_>>())
+    ensure(&BUILD.iter().chain(ENGINE).chain(TEST).collect::<Vec<_>>())
+}
+
+/// The same for measuring; `with_modules` takes an engine, and root.
+pub(crate) fn ensure_for_bench(with_modules: bool) -> Result<()> {
+    let engine = if with_modules { ENGINE } else { &[] };
+    ensure(&BUILD.iter().chain(engine).collect::<Vec<_>>())
 }
 
 fn ensure(needs: &[&Need]) -> Result<()> {
@@ -87,7 +106,9 @@ pub(crate) fn ensure_components() -> Result<()> {
 
 fn works(probe: &[&str]) -> bool {
     let Some((program, arguments)) = probe.split_first() else { return false };
-    let status = Command::new(program).args(arguments).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    let mut command = Command::new(program);
+    find_system_programs(command.args(arguments)).stdout(Stdio::null()).stderr(Stdio::null());
+    let status = command.status();
     status.is_ok_and(|status| status.success())
 }
 
@@ -101,7 +122,8 @@ fn apt(arguments: &[&str]) -> Result<()> {
     Ok(())
 }
 
-fn is_root() -> bool {
+/// Whether this may do everything.
+pub(crate) fn is_root() -> bool {
     let output = Command::new("id").arg("-u").output();
     output.is_ok_and(|output| output.stdout.trim_ascii() == b"0")
 }

@@ -3,12 +3,21 @@
 use std::{process::Command, time::Instant};
 
 use anyhow::{Context as _, Result, bail};
+use aziot_tests::docker::ONLY;
 
 use crate::{packages, report};
 
 /// Runs all checks and stops at the first that fails.
 pub(crate) fn run() -> Result<()> {
     let begun = Instant::now();
+    if !packages::is_root() {
+        bail!(
+            "the tests need root: those of the module runtime start container engines in name spaces of their own. Run `sudo -E cargo xtask test`"
+        );
+    }
+    if std::env::var_os(ONLY).is_some() {
+        bail!("{ONLY} is set, which leaves out an engine: unset it, or run single tests with `cargo test`");
+    }
     packages::ensure_for_tests()?;
     packages::ensure_components()?;
     cargo("format", &["fmt", "--all", "--check"])?;

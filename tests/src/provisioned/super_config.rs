@@ -65,8 +65,11 @@ pub(super) fn super_config(setup: &Setup, device: &Provisioned, proof: &Proof) -
     };
     let token = device.token.as_ref().map(|token| format!("\n[aziot_keys]\n{}", token.settings()));
     let tpm = device.tpm.as_ref().map(|tpm| format!("\n[tpm]\ntcti = {:?}\n", tpm.tcti()));
-    Ok([parent, "[provisioning]\n".to_owned(), provisioning, token.unwrap_or_default(), tpm.unwrap_or_default()]
-        .concat())
+    let modules = setup.modules.as_ref();
+    let keys = modules.map(|modules| format!("{}\n", modules.keys)).unwrap_or_default();
+    let tables = modules.map(|modules| format!("\n{}\n", modules.tables)).unwrap_or_default();
+    let hardware = [token, tpm].map(Option::unwrap_or_default).concat();
+    Ok([keys, parent, "[provisioning]\n".to_owned(), provisioning, hardware, tables].concat())
 }
 
 fn dps(setup: &Setup, device: &Provisioned, method: &str, attestation: &str) -> Result<String> {
