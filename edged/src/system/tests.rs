@@ -63,7 +63,7 @@ async fn a_reading_that_hangs_is_the_only_one() {
     // Blocking work keeps the clock from running by itself.
     let later = async {
         tokio::task::yield_now().await;
-        tokio::time::advance(RESOURCES_LIMIT).await;
+        tokio::time::advance(RESOURCES_LIMIT + Duration::from_secs(1)).await;
     };
     let (outcome, ()) = tokio::join!(hanging, later);
     assert!(matches!(outcome, Err(MachineError::TimedOut)));
@@ -74,7 +74,7 @@ async fn a_reading_that_hangs_is_the_only_one() {
     });
     let later = async {
         tokio::task::yield_now().await;
-        tokio::time::advance(RESOURCES_LIMIT).await;
+        tokio::time::advance(RESOURCES_LIMIT + Duration::from_secs(1)).await;
     };
     let (outcome, ()) = tokio::join!(next, later);
     assert!(matches!(outcome, Err(MachineError::TimedOut)));
