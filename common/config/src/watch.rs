@@ -191,6 +191,7 @@ impl Fingerprint {
 mod tests {
     use std::fs;
     use std::future::Future;
+    use std::sync::{Mutex, PoisonError};
 
     use aziot_files::{Mode, create_directory, remove, rename, write};
     use notify::EventKind;
@@ -201,13 +202,18 @@ mod tests {
 
     const SHORT: Patience = Patience { quiet: Duration::from_millis(20), most: Duration::from_millis(200) };
 
-    #[tokio::test]
-    async fn a_hangup_counts_where_the_system_gives_no_watch() {
+    /// One test at a time: the signal reaches every watch of the process.
+    static WATCHING: Mutex<()> = Mutex::new(());
+
+    #[test]
+    fn a_hangup_counts_where_the_system_gives_no_watch() {
         let (_folder, sources) = folder_and_sources();
-        let mut watch = Watch::with_patience(&sources, SHORT).unwrap();
-        watch.folders = None;
-        rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::HUP).unwrap();
-        assert_eq!(watch.changed().await, Change::Requested);
+        run(|| async {
+            let mut watch = Watch::with_patience(&sources, SHORT).unwrap();
+            watch.folders = None;
+            rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::HUP).unwrap();
+            assert_eq!(watch.changed().await, Change::Requested);
+        });
     }
 
     fn folder_and_sources() -> (TempDir, Sources) {
@@ -222,6 +228,7 @@ mod tests {
     }
 
     fn run<F: Future>(test: impl FnOnce() -> F) -> F::Output {
+        let _alone = WATCHING.lock().unwrap_or_else(PoisonError::into_inner);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime
             .block_on(async { tokio::time::timeout(Duration::from_secs(30), test()).await.expect("a change in time") })
