@@ -1,9 +1,12 @@
-//! Where work on keys runs: on this thread when it is short, otherwise on a thread that may block.
+//! Where work on keys runs: on this thread when it is short, on a processor in its turn when it computes for longer, otherwise on a
+//! thread that may block.
 
 use std::sync::Arc;
 
 use aziot_keys::KeyLibrary;
 use aziot_log::RequestId;
+
+use crate::processors::Processors;
 
 /// The service stopped before the work had begun.
 #[derive(Debug, thiserror::Error)]
@@ -12,16 +15,18 @@ pub(crate) struct Interrupted;
 
 /// The thread for a piece of work.
 #[derive(Clone, Copy)]
-pub(crate) enum Where {
+pub(crate) enum Where<'a> {
     /// This one, for what neither writes nor waits nor computes for long. Whether a file is as it was may be looked up.
     Here,
     /// One of those that may block.
     BlockingThread,
+    /// One of these, for what computes for long and does not wait. Whether a file is as it was may be looked up.
+    Processor(&'a Processors),
 }
 
-impl Where {
+impl Where<'_> {
     /// Here, if the work is that quick.
-    pub(crate) fn here_if(is_quick: bool) -> Where {
+    pub(crate) fn here_if(is_quick: bool) -> Self {
         if is_quick { Where::Here } else { Where::BlockingThread }
     }
 }
@@ -29,14 +34,18 @@ impl Where {
 /// Runs `work` on the library.
 pub(crate) async fn run<T: Send + 'static>(
     library: &Arc<dyn KeyLibrary>,
-    place: Where,
+    place: Where<'_>,
     work: impl FnOnce(&dyn KeyLibrary) -> T + Send + 'static,
 ) -> Result<T, Interrupted> {
     if let Where::Here = place {
         return Ok(work(&**library));
     }
     let library = Arc::clone(library);
-    match tokio::task::spawn_blocking(RequestId::carry(move || work(&*library))).await {
+    let work = RequestId::carry(move || work(&*library));
+    if let Where::Processor(processors) = place {
+        return processors.run(work).await;
+    }
+    match tokio::task::spawn_blocking(work).await {
         Ok(outcome) => Ok(outcome),
         Err(error) => match error.try_into_panic() {
             // The server answers a panic, wherever it began.

@@ -21,6 +21,7 @@ use crate::blocking::{self, Where};
 use crate::error::{Error, Reason};
 use crate::handle::{HANDLE_KEY, Handles, Target};
 use crate::principals::Principals;
+use crate::processors::Processors;
 
 /// More bytes than this are signed or encrypted on another thread: they would make other callers wait.
 const SHORT: usize = 64 * 1024;
@@ -35,12 +36,14 @@ pub(crate) struct Keys {
     library: Arc<dyn KeyLibrary>,
     handles: Handles,
     principals: ArcSwap<Principals>,
+    processors: Processors,
 }
 
 impl Keys {
     /// The keys of `library` for these principals.
     pub(crate) fn new(library: Arc<dyn KeyLibrary>, principals: Principals) -> Keys {
-        Keys { handles: Handles::new(Arc::clone(&library)), library, principals: ArcSwap::from_pointee(principals) }
+        let handles = Handles::new(Arc::clone(&library));
+        Keys { library, handles, principals: ArcSwap::from_pointee(principals), processors: Processors::all() }
     }
 
     /// Replaces the principals. Calls under way go on with the old ones, and handles stay good.
@@ -241,7 +244,8 @@ impl Keys {
                 let Target::KeyPair(id) = target else { return Err(Error::mechanism()) };
                 audit(peer, "sign", &id);
                 // As quick as that, it costs all callers together less than the way to another thread and back.
-                let place = Where::here_if(self.library.is_ready_to_sign_ecdsa(&id));
+                let is_quick = self.library.is_ready_to_sign_ecdsa(&id);
+                let place = if is_quick { Where::Here } else { self.place_to_compute(&id) };
                 self.run(place, move |library| library.sign_ecdsa(&id, &digest.0)).await
             }
             SignMechanism::HmacSha256 { message } => {
@@ -277,7 +281,8 @@ impl Keys {
         };
         let Target::KeyPair(id) = target else { return Err(Error::mechanism()) };
         audit(peer, "encrypt", &id);
-        self.run(Where::BlockingThread, move |library| library.encrypt_rsa(&id, padding, &plaintext)).await
+        let place = self.place_to_compute(&id);
+        self.run(place, move |library| library.encrypt_rsa(&id, padding, &plaintext)).await
     }
 
     /// Decrypts with a symmetric or derived key.
@@ -307,13 +312,21 @@ impl Keys {
         if target.id() == HANDLE_KEY { Err(refuse(peer, HANDLE_KEY)) } else { Ok(target) }
     }
 
-    fn place_for(&self, key: &Symmetric, length: usize) -> Where {
-        Where::here_if(length <= SHORT && self.library.is_ready(&key.id))
+    fn place_for(&self, key: &Symmetric, length: usize) -> Where<'_> {
+        match self.place_to_compute(&key.id) {
+            Where::Processor(_) if length <= SHORT => Where::Here,
+            place => place,
+        }
+    }
+
+    /// For a use of the key that computes for long.
+    fn place_to_compute(&self, id: &str) -> Where<'_> {
+        if self.library.is_ready(id) { Where::Processor(&self.processors) } else { Where::BlockingThread }
     }
 
     async fn run<T: Send + 'static>(
         &self,
-        place: Where,
+        place: Where<'_>,
         work: impl FnOnce(&dyn KeyLibrary) -> Result<T, aziot_keys::Error> + Send + 'static,
     ) -> Result<T, Error> {
         Ok(blocking::run(&self.library, place, work).await??)

@@ -9,6 +9,7 @@ mod handle;
 mod http;
 mod keys;
 mod principals;
+mod processors;
 mod reload;
 mod settings;
 #[cfg(test)]

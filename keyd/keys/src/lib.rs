@@ -9,6 +9,7 @@
 //!
 //! Every call blocks: on the disk when a key is first read or written, on the processor for RSA. See [`Keys::is_ready`].
 
+mod aead;
 mod cache;
 mod content;
 mod error;

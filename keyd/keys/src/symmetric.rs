@@ -2,15 +2,14 @@
 
 use openssl::error::ErrorStack;
 use openssl::rand::rand_priv_bytes;
-use openssl::symm::{Cipher, decrypt_aead, encrypt_aead};
 use zeroize::Zeroizing;
 
+use crate::aead::{self, Aead, TAG_LENGTH};
 use crate::error::{Failure, Invalid, Problem};
 use crate::hmac::Hmac;
 
 /// Length of generated keys, of HMACs and of derived keys.
 pub(crate) const KEY_LENGTH: usize = 32;
-pub(crate) const TAG_LENGTH: usize = 16;
 /// The longest that OpenSSL 3 takes for GCM.
 const LONGEST_IV: usize = 128;
 
@@ -55,12 +54,14 @@ pub(crate) struct SymmetricKey {
     bytes: Zeroizing<Vec<u8>>,
     /// The same bytes, prepared for HMAC.
     hmac: Hmac,
+    /// Prepared for AES when that is first asked of the key.
+    aead: Aead,
 }
 
 impl SymmetricKey {
     pub(crate) fn new(bytes: Zeroizing<Vec<u8>>) -> Result<SymmetricKey, ErrorStack> {
         let hmac = Hmac::new(&bytes)?;
-        Ok(SymmetricKey { bytes, hmac })
+        Ok(SymmetricKey { bytes, hmac, aead: Aead::default() })
     }
 
     /// Random bytes for a new key.
@@ -70,8 +71,8 @@ impl SymmetricKey {
         Ok(bytes)
     }
 
-    fn check_length(&self) -> Result<(), Failure> {
-        if self.bytes.len() == KEY_LENGTH { Ok(()) } else { Err(Failure::KeyLength(self.bytes.len())) }
+    fn for_aes(&self) -> Result<&[u8; aead::KEY_LENGTH], Failure> {
+        self.bytes.as_slice().try_into().map_err(|_| Failure::KeyLength(self.bytes.len()))
     }
 }
 
@@ -93,11 +94,12 @@ impl SymmetricOperations for SymmetricKey {
     }
 
     fn encrypt(&self, iv: &[u8], aad: &[u8], plaintext: &[u8]) -> Result<Vec<u8>, Problem> {
-        self.check_length()?;
+        let key = self.for_aes()?;
         check_iv(iv)?;
-        let mut tag = [0; TAG_LENGTH];
-        let encrypted = encrypt_aead(Cipher::aes_256_gcm(), &self.bytes, Some(iv), aad, plaintext, &mut tag)?;
-        Ok([&[TAG_LAST], &*encrypted, &tag].concat())
+        let mut output = Vec::with_capacity(1 + plaintext.len() + TAG_LENGTH);
+        output.push(TAG_LAST);
+        self.aead.encrypt(key, iv, aad, plaintext, &mut output)?;
+        Ok(output)
     }
 
     fn decrypt(&self, iv: &[u8], aad: &[u8], ciphertext: &[u8]) -> Result<Zeroizing<Vec<u8>>, Problem> {
@@ -108,12 +110,9 @@ impl SymmetricOperations for SymmetricKey {
             let (encrypted, tag) = rest.split_at(rest.len() - TAG_LENGTH);
             (tag, encrypted)
         };
-        self.check_length()?;
+        let key = self.for_aes()?;
         check_iv(iv)?;
-        decrypt_aead(Cipher::aes_256_gcm(), &self.bytes, Some(iv), aad, encrypted, tag)
-            .map(Zeroizing::new)
-            // GCM reports a wrong tag with no reason of its own.
-            .map_err(|_| Failure::NotAuthentic.into())
+        self.aead.decrypt(key, iv, aad, encrypted, tag)?.ok_or_else(|| Failure::NotAuthentic.into())
     }
 }
 

@@ -11,8 +11,9 @@ use zeroize::Zeroizing;
 use super::error::TokenError;
 use super::object::{TEMPLATES, Template, labelled};
 use super::session::TokenSession;
+use crate::aead::TAG_LENGTH;
 use crate::error::{Invalid, Problem};
-use crate::symmetric::{KEY_LENGTH, KeyUsage, SymmetricOperations, TAG_LAST, TAG_LENGTH, check_iv, split_version};
+use crate::symmetric::{KEY_LENGTH, KeyUsage, SymmetricOperations, TAG_LAST, check_iv, split_version};
 
 /// Length of the AES keys of tokens that have no longer ones.
 const SHORT_AES_LENGTH: usize = 16;
