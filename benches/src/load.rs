@@ -54,10 +54,15 @@ pub(crate) struct Figures {
 }
 
 impl Outcome {
+    /// How many were answered, those of the warm-up included.
+    pub(crate) fn requests(&self) -> u64 {
+        self.latencies.total() + self.uncounted
+    }
+
     /// Microseconds of `total` that fall to one request, those of the warm-up included.
     #[expect(clippy::cast_precision_loss, reason = "far fewer than 2^52 requests")]
     pub(crate) fn share(&self, total: Duration) -> f64 {
-        total.as_secs_f64() * 1e6 / (self.latencies.total() + self.uncounted) as f64
+        total.as_secs_f64() * 1e6 / self.requests() as f64
     }
 
     #[expect(clippy::cast_precision_loss, reason = "far fewer than 2^52 requests")]

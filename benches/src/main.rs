@@ -23,7 +23,8 @@ use clap::Parser;
 
 use crate::{
     load::{Connections, Figures, Load},
-    operation::Operation,
+    operation::{Operation, Requests},
+    raw::{Rates, Raw},
     report::{Measurement, Report},
     service::Service,
 };
@@ -35,7 +36,7 @@ struct Arguments {
     /// The `aziotd` to measure; all other programs lie beside it.
     #[arg(long)]
     aziotd: PathBuf,
-    /// How long each line of the table is measured, in five rounds of which the best counts.
+    /// How long each line of the table is measured, in twenty rounds of which the best counts.
     #[arg(long, default_value_t = 5)]
     seconds: u64,
     /// Where the figures go as JSON.
@@ -57,8 +58,9 @@ fn main() -> ExitCode {
     }
 }
 
-/// Each line is measured so often, and the best counts: what other tenants of a shared host take away is not the service's.
-pub(crate) const ROUNDS: u32 = 5;
+/// Each line is measured so often, for a share of its time, and the best counts: what other tenants of a shared host take away is not the
+/// service's. The rounds of an operation's lines, and those of OpenSSL alone, take turns, so that all see the same of the host.
+pub(crate) const ROUNDS: u32 = 20;
 
 /// Whether every target was met. What was measured before a failure is told first.
 fn run(arguments: &Arguments) -> Result<bool> {
@@ -102,36 +104,73 @@ fn fill(report: &mut Report, arguments: &Arguments, seconds: Duration) -> Result
     Ok(())
 }
 
+/// The loads of each operation.
+const LOADS: [(Connections, usize); 4] =
+    [(Connections::Kept, 1), (Connections::Kept, 8), (Connections::New, 1), (Connections::New, 8)];
+
 fn measure(report: &mut Report, service: &Service, operation: Operation, seconds: Duration) -> Result<()> {
-    let raw = raw::rates(operation, service.folder(), seconds)?;
+    let mut raw = Raw::new(operation, service.folder())?;
     let mut requests = operation.requests(service.socket())?;
-    for connections in [Connections::Kept, Connections::New] {
-        for concurrency in [1, 8] {
-            let before = service.resident_kib()?;
+    let mut lines = LOADS.map(|_| Line::default());
+    for _ in 0..ROUNDS {
+        if let Some(raw) = &mut raw {
+            raw.round(seconds / ROUNDS / 2)?;
+        }
+        for (line, (connections, concurrency)) in lines.iter_mut().zip(LOADS) {
             let load = Load { socket: service.socket(), connections, concurrency, seconds: seconds / ROUNDS };
-            let mut best: Option<(Figures, f64)> = None;
-            for _ in 0..ROUNDS {
-                let worked_before = service.processor_time()?;
-                let outcome = load.run(&mut requests)?;
-                let worked = service.processor_time()?.saturating_sub(worked_before);
-                let figures = outcome.figures();
-                if best.is_none_or(|(best, _)| best.requests_per_second < figures.requests_per_second) {
-                    best = Some((figures, outcome.share(worked)));
-                }
-            }
-            let (figures, processor_us) = best.context("nothing was measured")?;
-            let after = service.resident_kib()?;
-            report.add(Measurement {
-                operation,
-                connections,
-                concurrency,
-                raw,
-                figures,
-                processor_us,
-                resident_before_kib: before,
-                resident_after_kib: after,
-            })?;
+            line.round(service, load, &mut requests)?;
         }
     }
+    let raw = raw.map(Raw::best);
+    for (line, (connections, concurrency)) in lines.into_iter().zip(LOADS) {
+        report.add(line.measurement(operation, connections, concurrency, raw)?)?;
+    }
     Ok(())
+}
+
+/// What the rounds of a line have come to.
+#[derive(Default)]
+struct Line {
+    rounds: Vec<Figures>,
+    requests: u64,
+    worked: Duration,
+    /// KiB before the first round and after the last.
+    resident: Option<(u64, u64)>,
+}
+
+impl Line {
+    fn round(&mut self, service: &Service, load: Load<'_>, requests: &mut Requests) -> Result<()> {
+        let (resident, worked) = (service.resident_kib()?, service.processor_time()?);
+        let outcome = load.run(requests)?;
+        self.worked += service.processor_time()?.saturating_sub(worked);
+        self.requests += outcome.requests();
+        self.rounds.push(outcome.figures());
+        let before = self.resident.map_or(resident, |(before, _)| before);
+        self.resident = Some((before, service.resident_kib()?));
+        Ok(())
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "far fewer than 2^52 requests")]
+    fn measurement(
+        mut self,
+        operation: Operation,
+        connections: Connections,
+        concurrency: usize,
+        raw: Option<Rates>,
+    ) -> Result<Measurement> {
+        self.rounds.sort_by(|one, other| one.requests_per_second.total_cmp(&other.requests_per_second));
+        let figures = *self.rounds.last().context("nothing was measured")?;
+        let (resident_before_kib, resident_after_kib) = self.resident.context("nothing was measured")?;
+        Ok(Measurement {
+            operation,
+            connections,
+            concurrency,
+            raw,
+            figures,
+            median_requests_per_second: self.rounds[self.rounds.len() / 2].requests_per_second,
+            processor_us: self.worked.as_secs_f64() * 1e6 / self.requests as f64,
+            resident_before_kib,
+            resident_after_kib,
+        })
+    }
 }

@@ -26,8 +26,8 @@ use openssl::{
     symm::{Cipher, encrypt_aead},
 };
 use serde::Serialize;
+use tempfile::TempDir;
 
-use crate::ROUNDS;
 use crate::operation::{AAD, DIGEST, IV, MESSAGE, Operation, PLAINTEXT, digest_info};
 
 /// Operations per second.
@@ -42,20 +42,36 @@ pub(crate) fn cores() -> usize {
     thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// Measures the operation; `None` where OpenSSL has nothing to do with it. New key files go below `folder`.
-pub(crate) fn rates(operation: Operation, folder: &Path, seconds: Duration) -> Result<Option<Rates>> {
-    if operation == Operation::EmptyRoute {
-        return Ok(None);
-    }
-    let folder = tempfile::tempdir_in(folder).context("could not make a folder")?;
-    let best = |threads| -> Result<f64> {
-        let mut best = 0.0_f64;
-        for _ in 0..ROUNDS {
-            best = best.max(rate(operation, folder.path(), threads, seconds / ROUNDS / 2)?);
+/// An operation that OpenSSL does alone.
+pub(crate) struct Raw {
+    operation: Operation,
+    /// Where new key files go.
+    folder: TempDir,
+    best: Rates,
+}
+
+impl Raw {
+    /// `None` where OpenSSL has nothing to do with it. New key files go below `folder`.
+    pub(crate) fn new(operation: Operation, folder: &Path) -> Result<Option<Self>> {
+        if operation == Operation::EmptyRoute {
+            return Ok(None);
         }
-        Ok(best)
-    };
-    Ok(Some(Rates { one_core: best(1)?, all_cores: best(cores())? }))
+        let folder = tempfile::tempdir_in(folder).context("could not make a folder")?;
+        Ok(Some(Self { operation, folder, best: Rates { one_core: 0.0, all_cores: 0.0 } }))
+    }
+
+    /// Measures once, on one processor for so long and on all of them.
+    pub(crate) fn round(&mut self, seconds: Duration) -> Result<()> {
+        let Rates { one_core, all_cores } = self.best;
+        let rate = |threads| rate(self.operation, self.folder.path(), threads, seconds);
+        self.best = Rates { one_core: one_core.max(rate(1)?), all_cores: all_cores.max(rate(cores())?) };
+        Ok(())
+    }
+
+    /// The best round of each.
+    pub(crate) fn best(self) -> Rates {
+        self.best
+    }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "far fewer than 2^52 operations")]

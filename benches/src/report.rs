@@ -24,7 +24,9 @@ pub(crate) struct Measurement {
     pub(crate) raw: Option<Rates>,
     #[serde(flatten)]
     pub(crate) figures: Figures,
-    /// Processor time of the service for each request.
+    /// The rate of the round in the middle, beside the best one of the other figures.
+    pub(crate) median_requests_per_second: f64,
+    /// Processor time of the service for each request, of all rounds.
     pub(crate) processor_us: f64,
     pub(crate) resident_before_kib: u64,
     pub(crate) resident_after_kib: u64,
@@ -76,15 +78,16 @@ impl Report {
         let mut output = io::stdout().lock();
         writeln!(
             output,
-            "{}, {} processors, load {:.2} at the start, best of 5 rounds of {} s, load generator on the same processors\n",
+            "{}, {} processors, load {:.2} at the start, best of {} rounds of {} s, load generator on the same processors\n",
             self.openssl,
             self.cores,
             self.load_at_start,
+            crate::ROUNDS,
             self.seconds / f64::from(crate::ROUNDS)
         )?;
         writeln!(
             output,
-            "{:<18} {:>10} {:>11}  {:<5} {:>3} {:>10} {:>6} {:>9} {:>9} {:>8} {:>15}",
+            "{:<18} {:>10} {:>11}  {:<5} {:>3} {:>10} {:>6} {:>8} {:>9} {:>9} {:>8} {:>15}",
             "operation",
             "raw 1 core",
             format!("raw {} cores", self.cores),
@@ -92,6 +95,7 @@ impl Report {
             "at",
             "requests/s",
             "of raw",
+            "median/s",
             "p50 us",
             "p99 us",
             "cpu us",
@@ -110,8 +114,8 @@ impl Report {
             let (name, at) = (line.operation.name(), line.concurrency);
             writeln!(
                 output,
-                "{name:<18} {one:>10} {all:>11}  {kept:<5} {at:>3} {requests_per_second:>10.0} {share:>6} {p50_us:>9.1} {p99_us:>9.1} {:>8.1} {before:>6} -> {after:>5}",
-                line.processor_us
+                "{name:<18} {one:>10} {all:>11}  {kept:<5} {at:>3} {requests_per_second:>10.0} {share:>6} {:>8.0} {p50_us:>9.1} {p99_us:>9.1} {:>8.1} {before:>6} -> {after:>5}",
+                line.median_requests_per_second, line.processor_us
             )?;
         }
         writeln!(output)?;
