@@ -12,6 +12,7 @@ use crate::{
     load::{Connections, Figures},
     operation::Operation,
     raw::{self, Rates},
+    table::ROUNDS,
 };
 
 /// One line of the table.
@@ -49,7 +50,7 @@ pub(crate) struct Report {
     /// How many processes wanted a processor, on average over a minute, when the run began. This run is alone at 0.
     load_at_start: f64,
     seconds: f64,
-    measurements: Vec<Measurement>,
+    pub(crate) measurements: Vec<Measurement>,
     pub(crate) scenarios: Vec<Scenario>,
 }
 
@@ -65,9 +66,9 @@ impl Report {
         }
     }
 
-    /// Adds a line and prints a dot for it: a run takes minutes.
-    pub(crate) fn add(&mut self, measurement: Measurement) -> Result<()> {
-        self.measurements.push(measurement);
+    /// Prints a dot: a run takes minutes.
+    #[expect(clippy::unused_self, reason = "all output is the report's")]
+    pub(crate) fn progress(&self) -> Result<()> {
         let mut output = io::stderr().lock();
         write!(output, ".")?;
         Ok(output.flush()?)
@@ -78,13 +79,21 @@ impl Report {
         let mut output = io::stdout().lock();
         writeln!(
             output,
-            "{}, {} processors, load {:.2} at the start, best of {} rounds of {} s, load generator on the same processors\n",
-            self.openssl,
-            self.cores,
-            self.load_at_start,
-            crate::ROUNDS,
-            self.seconds / f64::from(crate::ROUNDS)
+            "{}, {} processors, load {:.2} at the start, load generator on the same processors\n",
+            self.openssl, self.cores, self.load_at_start
         )?;
+        if !self.measurements.is_empty() {
+            self.print_table(&mut output)?;
+        }
+        for scenario in self.all_scenarios() {
+            let mark = if scenario.met { '✓' } else { '✗' };
+            writeln!(output, "{mark} {}: {} (target: {})", scenario.name, scenario.outcome, scenario.target)?;
+        }
+        Ok(output.flush()?)
+    }
+
+    fn print_table(&self, output: &mut impl io::Write) -> Result<()> {
+        writeln!(output, "best of {ROUNDS} rounds of {} s:\n", self.seconds / f64::from(ROUNDS))?;
         writeln!(
             output,
             "{:<18} {:>10} {:>11}  {:<5} {:>3} {:>10} {:>6} {:>8} {:>9} {:>9} {:>8} {:>15}",
@@ -118,12 +127,7 @@ impl Report {
                 line.median_requests_per_second, line.processor_us
             )?;
         }
-        writeln!(output)?;
-        for scenario in self.all_scenarios() {
-            let mark = if scenario.met { '✓' } else { '✗' };
-            writeln!(output, "{mark} {}: {} (target: {})", scenario.name, scenario.outcome, scenario.target)?;
-        }
-        Ok(output.flush()?)
+        Ok(writeln!(output)?)
     }
 
     pub(crate) fn targets_met(&self) -> bool {

@@ -21,7 +21,7 @@ const MODULES: &str = "edge";
 
 /// Measures for so many seconds a line, and writes the figures to `json` too.
 pub(crate) fn run(seconds: u64, json: Option<&Path>, only: Option<&str>) -> Result<()> {
-    let with_modules = only.is_none_or(|only| MODULES.contains(only));
+    let with_modules = only.is_none_or(|only| only.split(',').any(|only| MODULES.contains(only)));
     packages::ensure_for_bench(with_modules)?;
     if with_modules && !packages::is_root() {
         report::line("signatures of modules need root, for an engine of their own: they will be missing at the end")?;

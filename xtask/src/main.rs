@@ -49,13 +49,14 @@ enum Task {
     /// Wants a machine that does nothing else. docs/benchmarks.md explains the table. Signatures of modules in containers need root and
     /// docker.io, which it installs on a Debian-like system; what was measured before they fail is told all the same.
     Bench {
-        /// How long each line of the table is measured, in five rounds of which the best counts.
+        /// How long each line of the table is measured, in twenty rounds of which the best counts.
         #[arg(long, default_value_t = 5, value_name = "N")]
         seconds: u64,
         /// File to write the figures to, as JSON.
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
-        /// Measures only operations whose name contains this, and neither scenarios nor targets that need others.
+        /// Measures only what has one of these in its name: operations of the table, `generation`, `memory`, `many keys`, `certificates`,
+        /// `identities`, `edge`. Separated by commas.
         #[arg(long, value_name = "TEXT")]
         only: Option<String>,
     },

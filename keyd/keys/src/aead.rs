@@ -122,7 +122,7 @@ mod tests {
     #[test]
     fn is_what_openssl_makes_of_any_message_in_any_order() {
         let bytes: Vec<u8> = (0..=255).cycle().take(3000).collect();
-        let aead = Aead::default();
+        let key = Aead::default();
         for (round, length) in [0, 1, 15, 16, 17, 1024, 3000, 3, 0].into_iter().enumerate() {
             for iv_length in [12, 1, 16, 128, 12] {
                 for aad_length in [0, 9, 100] {
@@ -132,12 +132,12 @@ mod tests {
                     let cipher = symm::Cipher::aes_256_gcm();
                     let expected = symm::encrypt_aead(cipher, &KEY, Some(&iv), aad, plaintext, &mut tag).unwrap();
                     let mut output = b"before".to_vec();
-                    aead.encrypt(&KEY, &iv, aad, plaintext, &mut output).unwrap();
+                    key.encrypt(&KEY, &iv, aad, plaintext, &mut output).unwrap();
                     assert_eq!(output, [b"before", &*expected, &tag].concat());
-                    let decrypted = aead.decrypt(&KEY, &iv, aad, &expected, &tag).unwrap();
+                    let decrypted = key.decrypt(&KEY, &iv, aad, &expected, &tag).unwrap();
                     assert_eq!(**decrypted.as_ref().unwrap(), *plaintext);
                     tag[0] ^= 1;
-                    assert!(aead.decrypt(&KEY, &iv, aad, &expected, &tag).unwrap().is_none());
+                    assert!(key.decrypt(&KEY, &iv, aad, &expected, &tag).unwrap().is_none());
                 }
             }
         }
@@ -145,10 +145,10 @@ mod tests {
 
     #[test]
     fn many_threads_may_use_one_key() {
-        let aead = Aead::default();
+        let key = Aead::default();
         let encrypt = || {
             let mut output = Vec::new();
-            aead.encrypt(&KEY, &[1; 12], b"aad", b"message", &mut output).unwrap();
+            key.encrypt(&KEY, &[1; 12], b"aad", b"message", &mut output).unwrap();
             output
         };
         let expected = encrypt();

@@ -5,7 +5,6 @@
 
 use std::path::Path;
 
-use openssl::error::ErrorStack;
 use zeroize::Zeroizing;
 
 use crate::error::{Failure, Invalid, NotKeyPair};
@@ -24,17 +23,17 @@ pub(crate) enum Content {
 }
 
 impl Content {
-    pub(crate) fn parse(bytes: Zeroizing<Vec<u8>>) -> Result<Content, ErrorStack> {
-        Ok(match KeyPair::from_pem(&bytes) {
+    pub(crate) fn parse(bytes: Zeroizing<Vec<u8>>) -> Content {
+        match KeyPair::from_pem(&bytes) {
             Ok(pair) => Content::KeyPair(pair),
             Err(reason @ (NotKeyPair::Encrypted | NotKeyPair::Inconsistent)) => Content::UnusableKeyPair(reason),
             Err(reason @ (NotKeyPair::NoPem | NotKeyPair::Unreadable(_))) if has_pem_marks(&bytes) => {
-                Content::SymmetricWithPemMarks(SymmetricKey::new(bytes)?, reason)
+                Content::SymmetricWithPemMarks(SymmetricKey::new(bytes), reason)
             }
             Err(reason @ (NotKeyPair::NoPem | NotKeyPair::Unreadable(_))) => {
-                Content::Symmetric(SymmetricKey::new(bytes)?, reason)
+                Content::Symmetric(SymmetricKey::new(bytes), reason)
             }
-        })
+        }
     }
 
     pub(crate) fn symmetric(&self) -> Result<&SymmetricKey, Invalid> {

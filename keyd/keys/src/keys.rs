@@ -146,7 +146,7 @@ impl Keys {
         if bytes.is_empty() {
             return Err(Invalid::EmptyImport.into());
         }
-        if Content::parse(bytes.clone())?.symmetric().is_err() {
+        if Content::parse(bytes.clone()).symmetric().is_err() {
             return Err(Invalid::ImportOfPrivateKey.into());
         }
         let locations = self.locations.of(id)?;
@@ -373,10 +373,7 @@ impl Keys {
             // Derived on the base key's token if need be, and used here.
             SymmetricUse::Derived { base, data } => {
                 let derived = self.derive(base, data)?;
-                SymmetricKey::new(derived)
-                    .map_err(Problem::from)
-                    .and_then(|key| operation(&key))
-                    .map_err(Problem::with(base))
+                operation(&SymmetricKey::new(derived)).map_err(Problem::with(base))
             }
         }
     }

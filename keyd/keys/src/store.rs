@@ -88,7 +88,7 @@ impl Store {
             tracing::warn!("{warning}");
         }
         let is_small = bytes.len() <= LARGEST_KEPT;
-        let content = Arc::new(Content::parse(bytes)?);
+        let content = Arc::new(Content::parse(bytes));
         // Nobody else knows of a file that was new a moment ago, let alone writes to it.
         if is_small && (writer == Writer::Ourselves || stamp.is_settled(looked_at)) {
             self.cache.put(path, stamp, &content);

@@ -1,5 +1,7 @@
 //! Symmetric keys: HMAC-SHA256, derivation and AES-256-GCM (`keys.md`, 6.1, 6.5 and 6.6).
 
+use std::sync::OnceLock;
+
 use openssl::error::ErrorStack;
 use openssl::rand::rand_priv_bytes;
 use zeroize::Zeroizing;
@@ -52,16 +54,14 @@ impl KeyUsage {
 /// A key of at least one byte.
 pub(crate) struct SymmetricKey {
     bytes: Zeroizing<Vec<u8>>,
-    /// The same bytes, prepared for HMAC.
-    hmac: Hmac,
-    /// Prepared for AES when that is first asked of the key.
+    /// The same bytes, prepared for what is first asked of the key: most are for one of the two.
+    hmac: OnceLock<Hmac>,
     aead: Aead,
 }
 
 impl SymmetricKey {
-    pub(crate) fn new(bytes: Zeroizing<Vec<u8>>) -> Result<SymmetricKey, ErrorStack> {
-        let hmac = Hmac::new(&bytes)?;
-        Ok(SymmetricKey { bytes, hmac, aead: Aead::default() })
+    pub(crate) fn new(bytes: Zeroizing<Vec<u8>>) -> SymmetricKey {
+        SymmetricKey { bytes, hmac: OnceLock::new(), aead: Aead::default() }
     }
 
     /// Random bytes for a new key.
@@ -90,7 +90,11 @@ pub(crate) trait SymmetricOperations {
 
 impl SymmetricOperations for SymmetricKey {
     fn hmac(&self, message: &[u8]) -> Result<Zeroizing<Vec<u8>>, Problem> {
-        Ok(self.hmac.of(message)?)
+        if let Some(hmac) = self.hmac.get() {
+            return Ok(hmac.of(message)?);
+        }
+        let prepared = Hmac::new(&self.bytes)?;
+        Ok(self.hmac.get_or_init(|| prepared).of(message)?)
     }
 
     fn encrypt(&self, iv: &[u8], aad: &[u8], plaintext: &[u8]) -> Result<Vec<u8>, Problem> {
@@ -135,11 +139,11 @@ mod tests {
     use crate::test_vectors::{hex, k1, unhex};
 
     fn key(bytes: &[u8]) -> SymmetricKey {
-        SymmetricKey::new(Zeroizing::new(bytes.to_vec())).unwrap()
+        SymmetricKey::new(Zeroizing::new(bytes.to_vec()))
     }
 
     fn derive(base: &SymmetricKey, data: &[u8]) -> SymmetricKey {
-        SymmetricKey::new(base.hmac(data).unwrap()).unwrap()
+        SymmetricKey::new(base.hmac(data).unwrap())
     }
 
     #[test]

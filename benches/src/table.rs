@@ -1,0 +1,127 @@
+//! The lines of the table: each operation, at each load, beside what OpenSSL does alone.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    load::{Connections, Figures, Load},
+    operation::{Operation, Requests},
+    raw::{Rates, Raw},
+    report::{Measurement, Report},
+    service::Service,
+};
+
+/// Each line is measured so often, for a share of its time, and the best counts: what other tenants of a shared host take away is not the
+/// service's. All lines take turns, OpenSSL alone too: what is compared has seen the same of the host.
+pub(crate) const ROUNDS: u32 = 20;
+
+/// The loads of each operation.
+const LOADS: [(Connections, usize); 4] =
+    [(Connections::Kept, 1), (Connections::Kept, 8), (Connections::New, 1), (Connections::New, 8)];
+
+/// Measures each line for `seconds`.
+pub(crate) fn measure(
+    report: &mut Report,
+    service: &Service,
+    operations: Vec<Operation>,
+    seconds: Duration,
+) -> Result<()> {
+    let subject = |operation| Subject::new(operation, service);
+    let mut subjects = operations.into_iter().map(subject).collect::<Result<Vec<_>>>()?;
+    for _ in 0..ROUNDS {
+        for subject in &mut subjects {
+            subject.round(service, seconds / ROUNDS)?;
+        }
+        report.progress()?;
+    }
+    for subject in subjects {
+        subject.tell(report)?;
+    }
+    Ok(())
+}
+
+/// An operation, its key made, and what was measured of it so far.
+struct Subject {
+    operation: Operation,
+    requests: Requests,
+    raw: Option<Raw>,
+    lines: [Line; LOADS.len()],
+}
+
+impl Subject {
+    fn new(operation: Operation, service: &Service) -> Result<Self> {
+        Ok(Self {
+            operation,
+            requests: operation.requests(service.socket())?,
+            raw: Raw::new(operation, service.folder())?,
+            lines: LOADS.map(|_| Line::default()),
+        })
+    }
+
+    fn round(&mut self, service: &Service, seconds: Duration) -> Result<()> {
+        if let Some(raw) = &mut self.raw {
+            raw.round(seconds / 2)?;
+        }
+        for (line, (connections, concurrency)) in self.lines.iter_mut().zip(LOADS) {
+            let load = Load { socket: service.socket(), connections, concurrency, seconds };
+            line.round(service, load, &mut self.requests)?;
+        }
+        Ok(())
+    }
+
+    fn tell(self, report: &mut Report) -> Result<()> {
+        let raw = self.raw.map(Raw::best);
+        for (line, (connections, concurrency)) in self.lines.into_iter().zip(LOADS) {
+            report.measurements.push(line.measurement(self.operation, connections, concurrency, raw)?);
+        }
+        Ok(())
+    }
+}
+
+/// What the rounds of a line have come to.
+#[derive(Default)]
+struct Line {
+    rounds: Vec<Figures>,
+    requests: u64,
+    worked: Duration,
+    /// KiB before the first round and after the last.
+    resident: Option<(u64, u64)>,
+}
+
+impl Line {
+    fn round(&mut self, service: &Service, load: Load<'_>, requests: &mut Requests) -> Result<()> {
+        let (resident, worked) = (service.resident_kib()?, service.processor_time()?);
+        let outcome = load.run(requests)?;
+        self.worked += service.processor_time()?.saturating_sub(worked);
+        self.requests += outcome.requests();
+        self.rounds.push(outcome.figures());
+        let before = self.resident.map_or(resident, |(before, _)| before);
+        self.resident = Some((before, service.resident_kib()?));
+        Ok(())
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "far fewer than 2^52 requests")]
+    fn measurement(
+        mut self,
+        operation: Operation,
+        connections: Connections,
+        concurrency: usize,
+        raw: Option<Rates>,
+    ) -> Result<Measurement> {
+        self.rounds.sort_by(|one, other| one.requests_per_second.total_cmp(&other.requests_per_second));
+        let figures = *self.rounds.last().context("nothing was measured")?;
+        let (resident_before_kib, resident_after_kib) = self.resident.context("nothing was measured")?;
+        Ok(Measurement {
+            operation,
+            connections,
+            concurrency,
+            raw,
+            figures,
+            median_requests_per_second: self.rounds[self.rounds.len() / 2].requests_per_second,
+            processor_us: self.worked.as_secs_f64() * 1e6 / self.requests as f64,
+            resident_before_kib,
+            resident_after_kib,
+        })
+    }
+}
