@@ -63,29 +63,46 @@ impl Processors {
         if line.working < self.places {
             line.working += 1;
             drop(line);
-            let processors = self.clone();
-            tokio::task::spawn_blocking(move || processors.work_off());
+            let worker = Worker { processors: self.clone(), has_place: true };
+            tokio::task::spawn_blocking(move || worker.work_off());
         }
     }
 
-    fn work_off(&self) {
+    fn line(&self) -> MutexGuard<'_, Line> {
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One who works the line off. A place that no thread could be had for is given back too.
+struct Worker {
+    processors: Processors,
+    has_place: bool,
+}
+
+impl Worker {
+    fn work_off(mut self) {
         while let Some(work) = self.next() {
             work();
         }
     }
 
-    /// The first in the line, or one fewer who works it off.
-    fn next(&self) -> Option<Work> {
-        let mut line = self.line();
+    /// The first in the line. Under the same lock as finding nobody there, the place goes: whoever comes next takes it.
+    fn next(&mut self) -> Option<Work> {
+        let mut line = self.processors.line();
         let next = line.waiting.pop_front();
         if next.is_none() {
             line.working -= 1;
+            self.has_place = false;
         }
         next
     }
+}
 
-    fn line(&self) -> MutexGuard<'_, Line> {
-        self.line.lock().unwrap_or_else(PoisonError::into_inner)
+impl Drop for Worker {
+    fn drop(&mut self) {
+        if self.has_place {
+            self.processors.line().working -= 1;
+        }
     }
 }
 
@@ -94,9 +111,11 @@ mod tests {
     use std::sync::Mutex;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::sync::mpsc;
+    use std::time::Duration;
 
     use futures_util::FutureExt as _;
     use futures_util::future::join_all;
+    use tokio::runtime::Builder;
 
     use super::*;
 
@@ -164,5 +183,20 @@ mod tests {
         first.await.unwrap();
         assert_eq!(processors.run(|| 1).await.unwrap(), 1, "came after the work that was left");
         assert_eq!(begun.load(Ordering::SeqCst), 0);
+    }
+
+    #[test]
+    fn a_place_that_no_thread_took_is_free_again() {
+        let ended = Builder::new_current_thread().build().unwrap();
+        let handle = ended.handle().clone();
+        ended.shutdown_background();
+        let processors = Processors::some(1);
+        {
+            let _ended = handle.enter();
+            assert!(processors.run(|| ()).now_or_never().is_none());
+        }
+        let runtime = Builder::new_current_thread().enable_time().build().unwrap();
+        let next = async { tokio::time::timeout(Duration::from_secs(60), processors.run(|| 1)).await };
+        assert_eq!(runtime.block_on(next).unwrap().unwrap(), 1);
     }
 }
