@@ -3,16 +3,17 @@
 //! Other wrong requests are in `bad_input.rs`, damaged files and full disks in `bad_files.rs`, tokens in `token.rs`. What a vendor's library
 //! answers is in the key library's own tests; here is what it is.
 
-use std::{fs, path::Path, process::Command};
+use std::{fs, path::Path, process::Command, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use aziot_tests::{
     Daemon, Device, Reply, World,
     calls::{VERSION, create_key, is_serving},
-    module, raw,
+    eventually, module, raw,
 };
 use serde_json::{Value, json};
 
+const PATIENCE: Duration = Duration::from_secs(30);
 const KEYS: &str = "var/lib/aziot/keyd/keys";
 const INVALID_HANDLE: &str = "parameter \"handle\" has an invalid value\ncaused by: invalid handle";
 
@@ -133,6 +134,8 @@ fn swapped_key_files_are_told_and_left_alone() -> Result<()> {
     };
     let before = (fs::read(&k)?, fs::read(&p)?);
     swap()?;
+    // A look at a key's file holds for some milliseconds.
+    eventually("a look at the swapped file", PATIENCE, || Ok(module::sign(&world, &key, b"m").is_err().then_some(())))?;
     let message = json!({ "message": "" });
     let digest = json!({ "digest": "AAAA" });
     for (method, path, body, status) in [
@@ -150,7 +153,8 @@ fn swapped_key_files_are_told_and_left_alone() -> Result<()> {
     }
     assert_eq!((fs::read(&p)?, fs::read(&k)?), before);
     swap()?;
-    assert_eq!(module::sign(&world, &key, b"m")?, signature);
+    let signed = eventually("a look at the file put right", PATIENCE, || Ok(module::sign(&world, &key, b"m").ok()))?;
+    assert_eq!(signed, signature);
     assert_eq!(send(&world, "POST", "/parameters/ec-point", &point)?, public_key);
     Ok(())
 }
