@@ -3,10 +3,11 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
-use crate::running::{Run, aziotctl, run};
+use crate::device::{Device, mode};
+use crate::running::{Program, Run, aziotctl, run};
 
 const DPS: &str = r#"hostname = "pump-7"
 
@@ -21,55 +22,20 @@ registration_id = "pump7"
 symmetric_key = { value = "AAECAw==" }
 "#;
 
-/// A folder with a super-config where the command looks for it.
-struct Device(tempfile::TempDir);
-
-impl Device {
-    fn new(super_config: &str) -> Self {
-        let device = Self(tempfile::tempdir().unwrap());
-        device.write(super_config);
-        device
-    }
-
-    fn write(&self, super_config: &str) {
-        fs::create_dir_all(self.path("etc/aziot")).unwrap();
-        aziot_files::write(self.path("etc/aziot/config.toml"), aziot_files::Mode::PRIVATE, super_config).unwrap();
-    }
-
-    fn path(&self, path: &str) -> PathBuf {
-        self.0.path().join(path)
-    }
-
-    fn config(&self, service: &str) -> String {
-        fs::read_to_string(self.path(&format!("etc/aziot/{service}/config.d/00-super.toml"))).unwrap()
-    }
-
-    fn apply(&self, more: &[&str]) -> Run {
-        aziotctl(&[&["config", "apply", "--root", self.0.path().to_str().unwrap()], more].concat(), b"")
-    }
-
-    /// Applies, which must succeed.
-    fn applied(&self) -> Run {
-        let run = self.apply(&[]);
-        assert_eq!((run.code, run.stdout.as_str()), (0, ""), "{}", run.stderr);
-        run
-    }
-}
-
-fn mode(path: &Path) -> u32 {
-    path.metadata().unwrap().permissions().mode() & 0o7777
+fn device(super_config: &str) -> Device {
+    Device::new(Program::Aziotctl, super_config)
 }
 
 #[test]
 fn everything_lies_in_the_folder_with_the_right_modes() {
-    let device = Device::new(DPS);
+    let device = device(DPS);
     device.applied();
     for service in ["keyd", "certd", "identityd", "tpmd"] {
         assert_eq!(mode(&device.path(&format!("etc/aziot/{service}/config.d"))), 0o700);
         assert_eq!(mode(&device.path(&format!("etc/aziot/{service}/config.d/00-super.toml"))), 0o600);
         assert_eq!(mode(&device.path(&format!("var/lib/aziot/{service}"))), 0o700);
         let config = device.config(service);
-        let folder = device.0.path().to_str().unwrap();
+        let folder = device.folder();
         let paths = config.lines().filter(|line| line.contains("/aziot/") && !line.starts_with('#'));
         for line in paths {
             assert!(line.contains(folder), "{service}: {line} leaves the folder");
@@ -81,7 +47,7 @@ fn everything_lies_in_the_folder_with_the_right_modes() {
     assert_eq!(mode(&device.path("var/secrets/aziot/keyd")), 0o700);
     assert_eq!(mode(&device.path("var/secrets/aziot/keyd/device-id")), 0o600);
     assert_eq!(fs::read(device.path("var/secrets/aziot/keyd/device-id")).unwrap(), [0, 1, 2, 3]);
-    let uid = device.0.path().metadata().unwrap().uid();
+    let uid = device.path("").metadata().unwrap().uid();
     assert!(device.config("keyd").contains(&format!("uid = {uid}\n")), "{}", device.config("keyd"));
     assert!(device.config("identityd").contains("hostname = \"pump-7\""));
 }
@@ -126,7 +92,7 @@ tpmd = 3
 #[test]
 fn the_services_read_what_is_written_without_a_word() {
     for super_config in [DPS, ISSUED] {
-        let device = Device::new(super_config);
+        let device = device(super_config);
         device.applied();
         let _: aziot_keyd_api::config::Config = load(&device.config("keyd"));
         let _: aziot_certd_api::config::Config = load(&device.config("certd"));
@@ -142,7 +108,7 @@ fn the_services_read_what_is_written_without_a_word() {
 /// `aziotctl.md`, 7.1: "check scheme, existence, JSON".
 #[test]
 fn files_that_are_not_what_they_should_be_are_told() {
-    let device = Device::new("");
+    let device = device("");
     let file = |name: &str| format!("file://{}", device.path(name).display());
     let settings = format!(
         "[provisioning]\nsource = 'dps'\nglobal_endpoint = 'https://localhost:8443'\nid_scope = '0ne1'\npayload.uri = '{}'\n\
@@ -181,7 +147,7 @@ fn files_that_are_not_what_they_should_be_are_told() {
 
 #[test]
 fn a_second_run_changes_nothing_and_says_so() {
-    let device = Device::new(DPS);
+    let device = device(DPS);
     device.applied();
     let inode = |path: &str| device.path(path).metadata().unwrap().ino();
     let paths = ["etc/aziot/keyd/config.d/00-super.toml", "var/secrets/aziot/keyd/device-id"];
@@ -193,7 +159,7 @@ fn a_second_run_changes_nothing_and_says_so() {
 
 #[test]
 fn only_what_differs_is_written() {
-    let device = Device::new(DPS);
+    let device = device(DPS);
     device.applied();
     device.write(&DPS.replace("pump-7", "pump-8"));
     let run = device.applied();
@@ -207,7 +173,7 @@ fn only_what_differs_is_written() {
 
 #[test]
 fn hand_written_drop_ins_stay() {
-    let device = Device::new(DPS);
+    let device = device(DPS);
     device.applied();
     let drop_in = device.path("etc/aziot/keyd/config.d/99-mine.toml");
     aziot_files::write(&drop_in, aziot_files::Mode::PRIVATE, "[[principal]]\nuid = 5\nkeys = []\n").unwrap();
@@ -221,7 +187,7 @@ fn hand_written_drop_ins_stay() {
 
 #[test]
 fn a_typing_slip_is_told_with_its_line_and_strict_stops_at_it() {
-    let device = Device::new(&DPS.replace("hostname =", "hostnam ="));
+    let device = device(&DPS.replace("hostname =", "hostnam ="));
     let strict = device.apply(&["--strict"]);
     assert_eq!(strict.code, 1);
     assert!(strict.stderr.contains("config.toml:1:1: unknown key `hostnam`"), "{}", strict.stderr);
@@ -235,7 +201,7 @@ fn a_typing_slip_is_told_with_its_line_and_strict_stops_at_it() {
 
 #[test]
 fn a_bad_key_is_told_with_its_line_and_without_the_key() {
-    let device = Device::new(&DPS.replace("AAECAw==", "hunter 2"));
+    let device = device(&DPS.replace("AAECAw==", "hunter 2"));
     let run = device.apply(&[]);
     assert_eq!(run.code, 1);
     let place = "config.toml:11:19: `provisioning.attestation.symmetric_key.value`: this is not base64: character 7";
@@ -247,7 +213,7 @@ fn a_bad_key_is_told_with_its_line_and_without_the_key() {
 fn a_dry_run_shows_the_files_without_secrets_and_writes_nothing() {
     let est = "\n[cert_issuance.est.auth]\nusername = \"u\"\npassword = \"hunter2\"\n\n[preloaded_keys]\nk = \
                \"pkcs11:token=t?pin-value=4711\"\n";
-    let device = Device::new(&format!("{DPS}{est}"));
+    let device = device(&format!("{DPS}{est}"));
     let run = device.apply(&["--dry-run"]);
     assert_eq!(run.code, 0, "{}", run.stderr);
     for shown in
@@ -258,7 +224,7 @@ fn a_dry_run_shows_the_files_without_secrets_and_writes_nothing() {
     for secret in ["hunter2", "4711"] {
         assert!(!run.stdout.contains(secret) && !run.stderr.contains(secret), "{}{}", run.stdout, run.stderr);
     }
-    assert_eq!(fs::read_dir(device.0.path()).unwrap().count(), 1, "only etc is there");
+    assert_eq!(fs::read_dir(device.folder()).unwrap().count(), 1, "only etc is there");
     device.applied();
     assert!(device.config("certd").contains("hunter2"));
     assert!(device.apply(&["--dry-run"]).stdout.contains(", unchanged)"));
@@ -266,7 +232,7 @@ fn a_dry_run_shows_the_files_without_secrets_and_writes_nothing() {
 
 #[test]
 fn a_key_that_is_no_longer_used_is_told() {
-    let device = Device::new(DPS);
+    let device = device(DPS);
     device.applied();
     let key = device.path("var/secrets/aziot/keyd/device-id");
     let advice = format!("next: remove it with `rm {}`", key.display());
@@ -285,7 +251,7 @@ const ANEW: &str =
 
 /// A device that has been provisioned, by our identity service where there is an `origin`.
 fn provisioned(with_origin: bool) -> Device {
-    let device = Device::new(DPS);
+    let device = device(DPS);
     device.applied();
     let record = |name: &str| {
         let path = device.path(&format!("var/lib/aziot/identityd/{name}"));
@@ -300,7 +266,7 @@ fn provisioned(with_origin: bool) -> Device {
 
 #[test]
 fn a_change_that_makes_it_another_device_is_told() {
-    let unknown = Device::new(DPS);
+    let unknown = device(DPS);
     unknown.applied();
     unknown.write(&DPS.replace("0ne1", "0ne2"));
     assert!(!unknown.applied().stderr.contains("regist"), "there is no device yet");
@@ -322,8 +288,7 @@ fn a_change_that_makes_it_another_device_is_told() {
 #[test]
 fn a_change_that_waits_for_reprovisioning_is_told() {
     let device = provisioned(true);
-    let advice =
-        format!("`aziotctl system reprovision --uri unix://{}/run/aziot/identityd.sock`", device.0.path().display());
+    let advice = format!("`aziotctl system reprovision --uri unix://{}/run/aziot/identityd.sock`", device.folder());
     let with_payload = DPS.replace("id_scope", "payload = { uri = \"file:///nonexistent.json\" }\nid_scope");
     device.write(&with_payload);
     let run = device.applied();
@@ -343,7 +308,7 @@ fn a_device_of_unknown_origin_waits_for_reprovisioning() {
 
 #[test]
 fn a_folder_in_the_way_stops_it_before_anything_changes() {
-    let device = Device::new(DPS);
+    let device = device(DPS);
     fs::create_dir_all(device.path("etc/aziot")).unwrap();
     aziot_files::write(device.path("etc/aziot/certd"), aziot_files::Mode::PRIVATE, "not a folder").unwrap();
     let run = device.apply(&[]);
@@ -355,7 +320,7 @@ fn a_folder_in_the_way_stops_it_before_anything_changes() {
 
 #[test]
 fn a_run_that_breaks_off_says_what_is_in_place_and_leaves_no_secret_behind() {
-    let device = Device::new(DPS);
+    let device = device(DPS);
     fs::create_dir_all(device.path("etc/aziot/certd/config.d/00-super.toml/in-the-way")).unwrap();
     let run = device.apply(&[]);
     assert_eq!(run.code, 1);
@@ -372,7 +337,7 @@ fn a_run_that_breaks_off_says_what_is_in_place_and_leaves_no_secret_behind() {
 
 #[test]
 fn two_runs_do_not_mix() {
-    let device = Device::new(DPS);
+    let device = device(DPS);
     device.applied();
     let folder = fs::File::open(device.path("etc/aziot/keyd/config.d")).unwrap();
     rustix::fs::flock(&folder, rustix::fs::FlockOperation::LockExclusive).unwrap();
@@ -386,7 +351,7 @@ fn two_runs_do_not_mix() {
 
 #[test]
 fn what_a_killed_run_has_left_is_cleared_away() {
-    let device = Device::new(DPS);
+    let device = device(DPS);
     device.applied();
     let leftover = device.path("var/secrets/aziot/keyd/device-id.new");
     aziot_files::write(&leftover, aziot_files::Mode::PRIVATE, "half a key").unwrap();
@@ -431,12 +396,12 @@ fn as_ordinary_user(folder: &Path, arguments: &[&str]) -> (u32, Run) {
 
 #[test]
 fn an_ordinary_user_has_a_device_of_its_own() {
-    let device = Device::new(DPS);
+    let device = device(DPS);
     let super_config = device.path("etc/aziot/config.toml");
     fs::set_permissions(&super_config, fs::Permissions::from_mode(0o644)).unwrap();
     let own = device.path("own");
     let arguments = ["config", "apply", "-c", super_config.to_str().unwrap(), "--root", own.to_str().unwrap()];
-    let (uid, run) = as_ordinary_user(device.0.path(), &arguments);
+    let (uid, run) = as_ordinary_user(device.folder().as_ref(), &arguments);
     assert_eq!(run.code, 0, "{}", run.stderr);
     let keyd = own.join("etc/aziot/keyd/config.d/00-super.toml");
     assert_eq!(keyd.metadata().unwrap().uid(), uid);
@@ -445,10 +410,11 @@ fn an_ordinary_user_has_a_device_of_its_own() {
 
 #[test]
 fn the_machine_itself_takes_root() {
-    let device = Device::new(DPS);
+    let device = device(DPS);
     let super_config = device.path("etc/aziot/config.toml");
     fs::set_permissions(&super_config, fs::Permissions::from_mode(0o644)).unwrap();
-    let (_, run) = as_ordinary_user(device.0.path(), &["config", "apply", "-c", super_config.to_str().unwrap()]);
+    let (_, run) =
+        as_ordinary_user(device.folder().as_ref(), &["config", "apply", "-c", super_config.to_str().unwrap()]);
     assert_eq!(run.code, 1);
     assert!(
         run.stderr.starts_with("error: applying to this machine needs root\nnext: run it with sudo"),

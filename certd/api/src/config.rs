@@ -8,7 +8,7 @@ mod preloaded;
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-use aziot_http::{Endpoint, Glob, server::MaxRequests};
+use aziot_http::{Endpoint, Glob, endpoint::built_in, server::MaxRequests};
 use serde::{Deserialize, Serialize};
 
 pub use est::{Basic, Est, EstAuth, Ineffective, KeyPair, Password};
@@ -67,27 +67,11 @@ pub struct Principal {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Endpoints {
     /// Its own. Default `unix:///run/aziot/certd.sock`.
-    #[serde(default = "certd", skip_serializing_if = "is_certd")]
+    #[serde(default = "built_in::certd", skip_serializing_if = "built_in::is_certd")]
     pub aziot_certd: Endpoint,
     /// The key service's. Default `unix:///run/aziot/keyd.sock`.
-    #[serde(default = "keyd", skip_serializing_if = "is_keyd")]
+    #[serde(default = "built_in::keyd", skip_serializing_if = "built_in::is_keyd")]
     pub aziot_keyd: Endpoint,
-}
-
-fn certd() -> Endpoint {
-    Endpoint::of_service("certd")
-}
-
-fn keyd() -> Endpoint {
-    Endpoint::of_service("keyd")
-}
-
-fn is_certd(endpoint: &Endpoint) -> bool {
-    *endpoint == certd()
-}
-
-fn is_keyd(endpoint: &Endpoint) -> bool {
-    *endpoint == keyd()
 }
 
 impl Endpoints {
@@ -100,7 +84,7 @@ impl Endpoints {
 
 impl Default for Endpoints {
     fn default() -> Self {
-        Self { aziot_certd: certd(), aziot_keyd: keyd() }
+        Self { aziot_certd: built_in::certd(), aziot_keyd: built_in::keyd() }
     }
 }
 

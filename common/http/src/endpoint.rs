@@ -40,6 +40,34 @@ impl Endpoint {
     }
 }
 
+/// The built-in socket of each service, and whether an endpoint is that one: what the serde attributes of `[endpoints]` tables name.
+pub mod built_in {
+    use super::Endpoint;
+
+    macro_rules! built_in {
+        ($($service:ident, $is_service:ident;)*) => {$(
+            #[doc = concat!("`unix:///run/aziot/", stringify!($service), ".sock`")]
+            #[must_use]
+            pub fn $service() -> Endpoint {
+                Endpoint::of_service(stringify!($service))
+            }
+
+            #[doc = concat!("Whether `endpoint` is [`", stringify!($service), "`].")]
+            #[must_use]
+            pub fn $is_service(endpoint: &Endpoint) -> bool {
+                *endpoint == $service()
+            }
+        )*};
+    }
+
+    built_in! {
+        certd, is_certd;
+        identityd, is_identityd;
+        keyd, is_keyd;
+        tpmd, is_tpmd;
+    }
+}
+
 impl FromStr for Endpoint {
     type Err = EndpointError;
 

@@ -1,6 +1,6 @@
 //! From a domain's error to the status and body that its caller sees. The body is always `{"message": "..."}`.
 
-use std::{error::Error, fmt::Write as _};
+use std::{convert::Infallible, error::Error, fmt::Write as _};
 
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
@@ -23,6 +23,13 @@ pub trait Status: Error + Send + Sync + 'static {
     /// more, and keep to what any caller may know.
     fn message_of_failure(&self) -> String {
         INTERNAL_ERROR.to_owned()
+    }
+}
+
+/// Of routes that always succeed.
+impl Status for Infallible {
+    fn status(&self) -> StatusCode {
+        match *self {}
     }
 }
 

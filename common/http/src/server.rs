@@ -440,13 +440,13 @@ fn log(method: &http::Method, path: &str, peer: &Peer, elapsed: Duration, respon
 
 #[cfg(test)]
 mod tests {
-    use std::{os::fd::OwnedFd, path::Path};
+    use std::{convert::Infallible, os::fd::OwnedFd, path::Path};
 
     use nix::errno::Errno;
     use serde::{Deserialize, Serialize};
 
     use super::*;
-    use crate::{ApiVersion, Body, Call, Client, Endpoint, Method, Retry, Service, Status, StatusCode};
+    use crate::{ApiVersion, Body, Call, Client, Endpoint, Method, Retry, Service};
 
     /// Asks which process one is.
     #[derive(Debug, Serialize, Deserialize)]
@@ -459,17 +459,7 @@ mod tests {
         type Reply = Option<i32>;
     }
 
-    #[derive(Debug, thiserror::Error)]
-    #[error("never")]
-    enum Never {}
-
-    impl Status for Never {
-        fn status(&self) -> StatusCode {
-            match *self {}
-        }
-    }
-
-    async fn who(_: Arc<()>, peer: Peer, _: Who) -> Result<Option<i32>, Never> {
+    async fn who(_: Arc<()>, peer: Peer, _: Who) -> Result<Option<i32>, Infallible> {
         Ok(peer.process.map(|process| process.pid()))
     }
 

@@ -15,7 +15,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aziot_http::{Endpoint, server::MaxRequests};
+use aziot_http::{Endpoint, endpoint::built_in, server::MaxRequests};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 pub use agent::{AGENT, Agent, AgentConfig, AgentName, Image, InvalidName, ModuleType, PullPolicy};
@@ -269,38 +269,14 @@ impl de::Visitor<'_> for MaxRetriesVisitor {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Endpoints {
     /// The certificate service's.
-    #[serde(default = "certd", skip_serializing_if = "is_certd")]
+    #[serde(default = "built_in::certd", skip_serializing_if = "built_in::is_certd")]
     pub aziot_certd_url: Endpoint,
     /// The key service's.
-    #[serde(default = "keyd", skip_serializing_if = "is_keyd")]
+    #[serde(default = "built_in::keyd", skip_serializing_if = "built_in::is_keyd")]
     pub aziot_keyd_url: Endpoint,
     /// The identity service's.
-    #[serde(default = "identityd", skip_serializing_if = "is_identityd")]
+    #[serde(default = "built_in::identityd", skip_serializing_if = "built_in::is_identityd")]
     pub aziot_identityd_url: Endpoint,
-}
-
-fn certd() -> Endpoint {
-    Endpoint::of_service("certd")
-}
-
-fn identityd() -> Endpoint {
-    Endpoint::of_service("identityd")
-}
-
-fn keyd() -> Endpoint {
-    Endpoint::of_service("keyd")
-}
-
-fn is_certd(endpoint: &Endpoint) -> bool {
-    *endpoint == certd()
-}
-
-fn is_identityd(endpoint: &Endpoint) -> bool {
-    *endpoint == identityd()
-}
-
-fn is_keyd(endpoint: &Endpoint) -> bool {
-    *endpoint == keyd()
 }
 
 impl Endpoints {
@@ -313,7 +289,11 @@ impl Endpoints {
 
 impl Default for Endpoints {
     fn default() -> Self {
-        Self { aziot_certd_url: certd(), aziot_keyd_url: keyd(), aziot_identityd_url: identityd() }
+        Self {
+            aziot_certd_url: built_in::certd(),
+            aziot_keyd_url: built_in::keyd(),
+            aziot_identityd_url: built_in::identityd(),
+        }
     }
 }
 

@@ -1,8 +1,8 @@
 //! The sockets of modules as files and as listeners, with a service that tells by which one it was asked.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, os::unix::net::UnixStream, time::Duration};
+use std::{convert::Infallible, fs, os::unix::fs::PermissionsExt as _, os::unix::net::UnixStream, time::Duration};
 
-use aziot_http::{ApiVersion, Body, Call, Endpoint, Method, Peer, Retry, Service, Status, StatusCode, client::Client};
+use aziot_http::{ApiVersion, Body, Call, Endpoint, Method, Peer, Retry, Service, client::Client};
 use serde::{Deserialize, Serialize};
 
 use super::*;
@@ -20,17 +20,7 @@ impl Call for Where {
     type Reply = Option<String>;
 }
 
-#[derive(Debug, thiserror::Error)]
-#[error("never")]
-enum Never {}
-
-impl Status for Never {
-    fn status(&self) -> StatusCode {
-        match *self {}
-    }
-}
-
-async fn place(_: Arc<()>, peer: Peer, _: Where) -> Result<Option<String>, Never> {
+async fn place(_: Arc<()>, peer: Peer, _: Where) -> Result<Option<String>, Infallible> {
     assert_eq!(peer.process.map(|process| process.pid()), i32::try_from(std::process::id()).ok());
     Ok(peer.listener.map(|name| name.to_string()))
 }

@@ -7,7 +7,7 @@ mod subject;
 
 use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
-use aziot_http::{Endpoint, server::MaxRequests};
+use aziot_http::{Endpoint, endpoint::built_in, server::MaxRequests};
 use serde::{Deserialize, Serialize};
 
 pub use origin::Origin;
@@ -186,49 +186,17 @@ pub struct LocalId {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Endpoints {
     /// The certificate service's.
-    #[serde(default = "certd", skip_serializing_if = "is_certd")]
+    #[serde(default = "built_in::certd", skip_serializing_if = "built_in::is_certd")]
     pub aziot_certd: Endpoint,
     /// Its own.
-    #[serde(default = "identityd", skip_serializing_if = "is_identityd")]
+    #[serde(default = "built_in::identityd", skip_serializing_if = "built_in::is_identityd")]
     pub aziot_identityd: Endpoint,
     /// The key service's.
-    #[serde(default = "keyd", skip_serializing_if = "is_keyd")]
+    #[serde(default = "built_in::keyd", skip_serializing_if = "built_in::is_keyd")]
     pub aziot_keyd: Endpoint,
     /// The TPM service's.
-    #[serde(default = "tpmd", skip_serializing_if = "is_tpmd")]
+    #[serde(default = "built_in::tpmd", skip_serializing_if = "built_in::is_tpmd")]
     pub aziot_tpmd: Endpoint,
-}
-
-fn certd() -> Endpoint {
-    Endpoint::of_service("certd")
-}
-
-fn identityd() -> Endpoint {
-    Endpoint::of_service("identityd")
-}
-
-fn keyd() -> Endpoint {
-    Endpoint::of_service("keyd")
-}
-
-fn tpmd() -> Endpoint {
-    Endpoint::of_service("tpmd")
-}
-
-fn is_certd(endpoint: &Endpoint) -> bool {
-    *endpoint == certd()
-}
-
-fn is_identityd(endpoint: &Endpoint) -> bool {
-    *endpoint == identityd()
-}
-
-fn is_keyd(endpoint: &Endpoint) -> bool {
-    *endpoint == keyd()
-}
-
-fn is_tpmd(endpoint: &Endpoint) -> bool {
-    *endpoint == tpmd()
 }
 
 impl Endpoints {
@@ -241,7 +209,12 @@ impl Endpoints {
 
 impl Default for Endpoints {
     fn default() -> Self {
-        Self { aziot_certd: certd(), aziot_identityd: identityd(), aziot_keyd: keyd(), aziot_tpmd: tpmd() }
+        Self {
+            aziot_certd: built_in::certd(),
+            aziot_identityd: built_in::identityd(),
+            aziot_keyd: built_in::keyd(),
+            aziot_tpmd: built_in::tpmd(),
+        }
     }
 }
 
