@@ -1,13 +1,14 @@
-//! Where RSA keys are generated: on threads of the lowest priority, fewer than there are processors, so that other callers do not feel it.
+//! Where RSA keys are generated: on threads of lower priority, fewer than there are processors, so that other callers do not feel it.
 //!
 //! A key takes from a tenth of a second to many seconds of one processor, and half a dozen at once would hold up every signature.
+//! The priority is not the lowest: on a device whose modules keep it busy, a key for a renewal would take a minute then.
 
 use std::panic::resume_unwind;
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread;
 
-/// The lowest priority of a thread; `nice`(2).
-const LOWEST: i32 = 19;
+/// Priority of a thread, as of `nice`(2): a third of the share of others where all want the same processor.
+const LOWER: i32 = 5;
 
 /// How many keys are being generated.
 static RUNNING: Mutex<usize> = Mutex::new(0);
@@ -18,7 +19,7 @@ pub(crate) fn generate<T: Send>(work: impl Fn() -> T + Sync) -> T {
     let _place = Place::take(places());
     let on_thread = || {
         // At the usual priority it does the same.
-        let _ = rustix::process::setpriority_process(None, LOWEST);
+        let _ = rustix::process::setpriority_process(None, LOWER);
         work()
     };
     thread::scope(|scope| match thread::Builder::new().name("generation".to_owned()).spawn_scoped(scope, on_thread) {
@@ -59,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn work_runs_at_low_priority_and_leaves_a_processor_free() {
+    fn work_runs_at_lower_priority_and_leaves_a_processor_free() {
         let (now, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
         let work = || {
             most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
@@ -69,11 +70,11 @@ mod tests {
         };
         thread::scope(|scope| {
             for _ in 0..16 {
-                scope.spawn(|| assert_eq!(generate(work), LOWEST));
+                scope.spawn(|| assert_eq!(generate(work), LOWER));
             }
         });
         assert!(most.into_inner() <= places());
-        assert_ne!(rustix::process::getpriority_process(None).unwrap(), LOWEST);
+        assert_ne!(rustix::process::getpriority_process(None).unwrap(), LOWER);
     }
 
     #[test]
