@@ -2,23 +2,22 @@
 //!
 //! OpenSSL 3 looks its cipher up anew for each new context, which costs more than encrypting a kilobyte (`docs/benchmarks.md`).
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
 use openssl::cipher::Cipher;
 use openssl::cipher_ctx::CipherCtx;
 use openssl::error::ErrorStack;
 use zeroize::Zeroizing;
+
+use crate::contexts::Contexts;
 
 /// Length of a key in bytes.
 pub(crate) const KEY_LENGTH: usize = 32;
 /// Length of a tag in bytes.
 pub(crate) const TAG_LENGTH: usize = 16;
 
-/// Contexts that were prepared with one and the same key. Who encrypts or decrypts has one to himself.
+/// A key's part in AES-256-GCM.
 #[derive(Default)]
 pub(crate) struct Aead {
-    /// One is kept; more are needed only by threads that use the key at the same moment.
-    idle: Mutex<Option<Context>>,
+    contexts: Contexts<Context>,
 }
 
 struct Context {
@@ -47,7 +46,7 @@ impl Aead {
         let end = output.len();
         output.resize(end + TAG_LENGTH, 0);
         cipher.tag(&mut output[end..])?;
-        self.keep(context);
+        self.contexts.keep(context);
         Ok(())
     }
 
@@ -72,24 +71,15 @@ impl Aead {
         if cipher.cipher_final(&mut []).is_err() {
             return Ok(None);
         }
-        self.keep(context);
+        self.contexts.keep(context);
         Ok(Some(plaintext))
     }
 
     fn context(&self, key: &[u8; KEY_LENGTH]) -> Result<Context, ErrorStack> {
-        match self.idle().take() {
+        match self.contexts.take() {
             Some(context) => Ok(context),
             None => Context::new(key),
         }
-    }
-
-    /// Only after success: what an error leaves behind in a context is not known.
-    fn keep(&self, context: Context) {
-        *self.idle() = Some(context);
-    }
-
-    fn idle(&self) -> MutexGuard<'_, Option<Context>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

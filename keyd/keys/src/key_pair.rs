@@ -3,6 +3,8 @@
 //!
 //! Encrypted PEM is refused without ever asking for a passphrase: a daemon that prompts hangs.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use openssl::bn::BigNumContext;
 use openssl::ec::{Asn1Flag, EcGroup, EcKey, PointConversionForm};
 use openssl::error::ErrorStack;
@@ -12,6 +14,7 @@ use openssl::pkey_ctx::PkeyCtx;
 use openssl::rsa::{Padding, Rsa};
 use zeroize::Zeroizing;
 
+use crate::contexts::Contexts;
 use crate::error::{Invalid, NotKeyPair, Problem};
 use crate::generation::generate;
 use crate::preferred_algorithms::NewKeyPair;
@@ -54,6 +57,15 @@ pub enum RsaPadding {
 pub(crate) struct KeyPair {
     key: PKey<Private>,
     public: PublicHalf,
+    contexts: Contexts<SigningContext>,
+    /// A context has `key` itself.
+    is_taken: AtomicBool,
+}
+
+/// Ready for the private operation.
+struct SigningContext {
+    context: PkeyCtx<Private>,
+    padding: Option<Padding>,
 }
 
 /// Worked out once: taking a key apart copies all of it in OpenSSL 3, and asks a token several times.
@@ -82,7 +94,7 @@ impl KeyPair {
         // Without a callback OpenSSL would ask on the terminal.
         let key = PKey::private_key_from_pem_callback(pem, |_| Ok(0)).map_err(NotKeyPair::Unreadable)?;
         let public = PublicHalf::of(&key).map_err(NotKeyPair::Unreadable)?;
-        let pair = KeyPair { key, public };
+        let pair = KeyPair { key, public, contexts: Contexts::default(), is_taken: AtomicBool::new(false) };
         // A flipped bit can leave a file that parses. With RSA a signature by such a key can give away the key.
         if pair.is_consistent() { Ok(pair) } else { Err(NotKeyPair::Inconsistent) }
     }
@@ -105,15 +117,37 @@ impl KeyPair {
         matches!(self.public, PublicHalf::Ec { is_p256: true, .. })
     }
 
+    fn is_rsa(&self) -> bool {
+        matches!(self.public, PublicHalf::Rsa { .. })
+    }
+
+    /// `padding` for RSA.
     fn private_operation(&self, padding: Option<Padding>, input: &[u8]) -> Result<Vec<u8>, ErrorStack> {
-        let mut context = PkeyCtx::new(&self.key)?;
-        context.sign_init()?;
-        if let Some(padding) = padding {
-            context.set_rsa_padding(padding)?;
+        let mut signing = match self.contexts.take() {
+            Some(signing) => signing,
+            None => self.new_context()?,
+        };
+        if let Some(other) = padding.filter(|_| padding != signing.padding) {
+            signing.context.set_rsa_padding(other)?;
+            signing.padding = padding;
         }
         let mut output = Vec::new();
-        context.sign_to_vec(input, &mut output)?;
+        signing.context.sign_to_vec(input, &mut output)?;
+        self.contexts.keep(signing);
         Ok(output)
+    }
+
+    fn new_context(&self) -> Result<SigningContext, ErrorStack> {
+        // An RSA key has one blinding factor for all who use it at the same moment, and a lock around that.
+        let mut context = if self.is_rsa() && self.is_taken.swap(true, Ordering::Relaxed) {
+            let der = Zeroizing::new(self.key.private_key_to_der()?);
+            let copy = PKey::private_key_from_der(&der)?;
+            PkeyCtx::new(&copy)?
+        } else {
+            PkeyCtx::new(&self.key)?
+        };
+        context.sign_init()?;
+        Ok(SigningContext { context, padding: None })
     }
 
     fn is_consistent(&self) -> bool {
@@ -121,7 +155,8 @@ impl KeyPair {
             return true;
         }
         let digest = [0x5a; 32];
-        let verified = self.private_operation(None, &digest).and_then(|signature| {
+        let padding = self.is_rsa().then_some(Padding::PKCS1);
+        let verified = self.private_operation(padding, &digest).and_then(|signature| {
             let mut context = PkeyCtx::new(&self.key)?;
             context.verify_init()?;
             context.verify(&digest, &signature)
@@ -309,6 +344,39 @@ mod tests {
         assert!(fails(RsaPadding::None, &[1; 127]));
         assert!(fails(RsaPadding::None, &[1; 129]));
         assert!(fails(RsaPadding::None, &modulus), "not below the modulus");
+    }
+
+    /// What one operation leaves in a context must not be in the next, whichever padding that has and whether it failed.
+    #[test]
+    fn each_operation_is_as_the_first() {
+        let (pair, digest) = (pair(RSA_PEM), sha256(b"abc"));
+        let whole: Vec<u8> = (0..128).collect();
+        let fresh = |padding, input: &[u8]| self::pair(RSA_PEM).encrypt_rsa(padding, input).unwrap();
+        let (padded, raw) = (fresh(RsaPadding::Pkcs1, &digest), fresh(RsaPadding::None, &whole));
+        for _ in 0..3 {
+            assert_eq!(pair.encrypt_rsa(RsaPadding::Pkcs1, &digest).unwrap(), padded);
+            assert_eq!(pair.encrypt_rsa(RsaPadding::None, &whole).unwrap(), raw);
+            assert!(pair.encrypt_rsa(RsaPadding::Pkcs1, &whole).is_err());
+            assert_eq!(pair.encrypt_rsa(RsaPadding::None, &whole).unwrap(), raw);
+            assert_eq!(pair.encrypt_rsa(RsaPadding::Pkcs1, &[]).unwrap(), fresh(RsaPadding::Pkcs1, &[]));
+            assert!(pair.encrypt_rsa(RsaPadding::None, &digest).is_err());
+        }
+    }
+
+    #[test]
+    fn many_threads_may_use_one_pair() {
+        let (rsa, ec, digest) = (pair(RSA_PEM), pair(EC_PEM), sha256(b"abc"));
+        let expected = rsa.encrypt_rsa(RsaPadding::Pkcs1, &digest).unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..100 {
+                        assert_eq!(rsa.encrypt_rsa(RsaPadding::Pkcs1, &digest).unwrap(), expected);
+                        assert!(verifies(&ec, &digest, &ec.sign_ecdsa(&digest).unwrap()));
+                    }
+                });
+            }
+        });
     }
 
     #[test]

@@ -12,6 +12,7 @@
 mod aead;
 mod cache;
 mod content;
+mod contexts;
 mod error;
 mod ffi;
 mod foreign;

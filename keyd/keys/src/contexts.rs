@@ -1,0 +1,50 @@
+//! OpenSSL's contexts that know their key already, kept between the key's uses: to prepare one costs as much as to sign a short message.
+
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+/// More threads than there are processors do not compute at the same moment.
+static MOST: LazyLock<usize> = LazyLock::new(|| thread::available_parallelism().map_or(1, usize::from));
+
+/// Contexts that are prepared for one and the same key. Who uses one has it to himself.
+pub(crate) struct Contexts<T> {
+    idle: Mutex<Vec<T>>,
+}
+
+impl<T> Default for Contexts<T> {
+    fn default() -> Self {
+        Self { idle: Mutex::default() }
+    }
+}
+
+impl<T> Contexts<T> {
+    /// One that nobody uses.
+    pub(crate) fn take(&self) -> Option<T> {
+        self.idle().pop()
+    }
+
+    /// Keeps a context for its next use; only after success, as what an error leaves behind in a context is not known.
+    pub(crate) fn keep(&self, context: T) {
+        let mut idle = self.idle();
+        if idle.len() < *MOST {
+            idle.push(context);
+        }
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Vec<T>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keeps_one_for_each_processor_at_most() {
+        let contexts = Contexts::default();
+        assert!(contexts.take().is_none());
+        (0..=*MOST).for_each(|number| contexts.keep(number));
+        assert_eq!(std::iter::from_fn(|| contexts.take()).count(), *MOST);
+    }
+}
