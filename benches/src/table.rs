@@ -13,7 +13,8 @@ use crate::{
 };
 
 /// Each line is measured so often, for a share of its time, and the best counts: what other tenants of a shared host take away is not the
-/// service's. All lines take turns, OpenSSL alone too: what is compared has seen the same of the host.
+/// service's. All lines take turns, OpenSSL alone too, and another operation begins each time: what is compared has seen the same of the host,
+/// which may be slower after an operation that was hard work.
 pub(crate) const ROUNDS: u32 = 20;
 
 /// The loads of each operation.
@@ -29,9 +30,10 @@ pub(crate) fn measure(
 ) -> Result<()> {
     let subject = |operation| Subject::new(operation, service);
     let mut subjects = operations.into_iter().map(subject).collect::<Result<Vec<_>>>()?;
-    for _ in 0..ROUNDS {
-        for subject in &mut subjects {
-            subject.round(service, seconds / ROUNDS)?;
+    let count = subjects.len();
+    for number in 0..ROUNDS as usize {
+        for place in 0..count {
+            subjects[(number + place) % count].round(service, seconds / ROUNDS, number % 2 == 0)?;
         }
         report.progress()?;
     }
@@ -59,15 +61,19 @@ impl Subject {
         })
     }
 
-    fn round(&mut self, service: &Service, seconds: Duration) -> Result<()> {
-        if let Some(raw) = &mut self.raw {
-            raw.round(seconds / 2)?;
+    fn round(&mut self, service: &Service, seconds: Duration, raw_is_first: bool) -> Result<()> {
+        if raw_is_first {
+            self.raw_round(seconds)?;
         }
         for (line, (connections, concurrency)) in self.lines.iter_mut().zip(LOADS) {
             let load = Load { socket: service.socket(), connections, concurrency, seconds };
             line.round(service, load, &mut self.requests)?;
         }
-        Ok(())
+        if raw_is_first { Ok(()) } else { self.raw_round(seconds) }
+    }
+
+    fn raw_round(&mut self, seconds: Duration) -> Result<()> {
+        self.raw.as_mut().map_or(Ok(()), |raw| raw.round(seconds))
     }
 
     fn tell(self, report: &mut Report) -> Result<()> {
