@@ -6,7 +6,7 @@ use std::sync::Arc;
 use aziot_keys::KeyLibrary;
 use aziot_log::RequestId;
 
-use crate::processors::Processors;
+use crate::compute_pool::ComputePool;
 
 /// The service stopped before the work had begun.
 #[derive(Debug, thiserror::Error)]
@@ -21,7 +21,7 @@ pub(crate) enum Where<'a> {
     /// One of those that may block.
     BlockingThread,
     /// One of these, for what computes for long and does not wait. Whether a file is as it was may be looked up.
-    Processor(&'a Processors),
+    ComputePool(&'a ComputePool),
 }
 
 impl Where<'_> {
@@ -42,8 +42,8 @@ pub(crate) async fn run<T: Send + 'static>(
     }
     let library = Arc::clone(library);
     let work = RequestId::carry(move || work(&*library));
-    if let Where::Processor(processors) = place {
-        return processors.run(work).await;
+    if let Where::ComputePool(pool) = place {
+        return pool.run(work).await;
     }
     match tokio::task::spawn_blocking(work).await {
         Ok(outcome) => Ok(outcome),

@@ -18,10 +18,10 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
 use crate::blocking::{self, Where};
+use crate::compute_pool::ComputePool;
 use crate::error::{Error, Reason};
 use crate::handle::{HANDLE_KEY, Handles, Target};
 use crate::principals::Principals;
-use crate::processors::Processors;
 
 /// More bytes than this are signed or encrypted on another thread: they would make other callers wait.
 const SHORT: usize = 64 * 1024;
@@ -36,14 +36,14 @@ pub(crate) struct Keys {
     library: Arc<dyn KeyLibrary>,
     handles: Handles,
     principals: ArcSwap<Principals>,
-    processors: Processors,
+    compute_pool: ComputePool,
 }
 
 impl Keys {
     /// The keys of `library` for these principals.
     pub(crate) fn new(library: Arc<dyn KeyLibrary>, principals: Principals) -> Keys {
         let handles = Handles::new(Arc::clone(&library));
-        Keys { library, handles, principals: ArcSwap::from_pointee(principals), processors: Processors::all() }
+        Keys { library, handles, principals: ArcSwap::from_pointee(principals), compute_pool: ComputePool::new() }
     }
 
     /// Replaces the principals. Calls under way go on with the old ones, and handles stay good.
@@ -314,14 +314,14 @@ impl Keys {
 
     fn place_for(&self, key: &Symmetric, length: usize) -> Where<'_> {
         match self.place_to_compute(&key.id) {
-            Where::Processor(_) if length <= SHORT => Where::Here,
+            Where::ComputePool(_) if length <= SHORT => Where::Here,
             place => place,
         }
     }
 
     /// For a use of the key that computes for long.
     fn place_to_compute(&self, id: &str) -> Where<'_> {
-        if self.library.is_ready(id) { Where::Processor(&self.processors) } else { Where::BlockingThread }
+        if self.library.is_ready(id) { Where::ComputePool(&self.compute_pool) } else { Where::BlockingThread }
     }
 
     async fn run<T: Send + 'static>(

@@ -4,12 +4,12 @@
 //! and the HTTP rules that all services share are `aziot-http`, wire types are `aziot-keyd-api`.
 
 mod blocking;
+mod compute_pool;
 mod error;
 mod handle;
 mod http;
 mod keys;
 mod principals;
-mod processors;
 mod reload;
 mod settings;
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
-use aziot_http::{Endpoint, Glob, server::MaxRequests};
+use aziot_http::{Endpoint, Glob, endpoint::built_in, server::MaxRequests};
 use serde::{Deserialize, Serialize};
 
 /// All settings; every one of them has a default. `Debug` shows no parameter of the key library and no URI, which may hold a PIN.
@@ -58,12 +58,8 @@ pub struct Principal {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Endpoints {
     /// Its own. Default `unix:///run/aziot/keyd.sock`.
-    #[serde(default = "keyd")]
+    #[serde(default = "built_in::keyd")]
     pub aziot_keyd: Endpoint,
-}
-
-fn keyd() -> Endpoint {
-    Endpoint::of_service("keyd")
 }
 
 impl Endpoints {
@@ -76,7 +72,7 @@ impl Endpoints {
 
 impl Default for Endpoints {
     fn default() -> Self {
-        Self { aziot_keyd: keyd() }
+        Self { aziot_keyd: built_in::keyd() }
     }
 }
 

@@ -7,7 +7,7 @@ use openssl::cipher_ctx::CipherCtx;
 use openssl::error::ErrorStack;
 use zeroize::Zeroizing;
 
-use crate::contexts::Contexts;
+use crate::context_pool::ContextPool;
 
 /// Length of a key in bytes.
 pub(crate) const KEY_LENGTH: usize = 32;
@@ -17,7 +17,7 @@ pub(crate) const TAG_LENGTH: usize = 16;
 /// A key's part in AES-256-GCM.
 #[derive(Default)]
 pub(crate) struct Aead {
-    contexts: Contexts<Context>,
+    contexts: ContextPool<Context>,
 }
 
 struct Context {

@@ -15,14 +15,15 @@ use lru::LruCache;
 
 use crate::content::Content;
 
-/// More keys than a device uses at a time. Most take one to five kilobytes; `store` bounds the largest.
+/// More keys than a device uses at a time. Most take one to five kilobytes, an RSA key six for each processor that has used it at the same
+/// moment as others; `store` bounds the largest.
 const LIMIT: NonZeroUsize = NonZeroUsize::new(256).expect("is not 0");
 
 /// The clock that stamps files stands still for 1 to 10 ms at a time (kernels before 6.13, and file systems without fine stamps).
 const LONGEST_TICK: Duration = Duration::from_millis(20);
 
-/// How long a look at a file holds: one key that is used thousands of times a second is not looked up as often, and nobody replaces a file and
-/// sends a request in less.
+/// How long a look at a file holds: one key that is used thousands of times a second is not looked up as often. A file that somebody replaces
+/// by hand counts so much later.
 const LOOK_HOLDS: Duration = Duration::from_millis(3);
 
 /// What tells one state of a file from the next.

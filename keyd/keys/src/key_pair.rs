@@ -3,7 +3,7 @@
 //!
 //! Encrypted PEM is refused without ever asking for a passphrase: a daemon that prompts hangs.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use openssl::bn::BigNumContext;
 use openssl::ec::{Asn1Flag, EcGroup, EcKey, PointConversionForm};
@@ -14,7 +14,7 @@ use openssl::pkey_ctx::PkeyCtx;
 use openssl::rsa::{Padding, Rsa};
 use zeroize::Zeroizing;
 
-use crate::contexts::Contexts;
+use crate::context_pool::ContextPool;
 use crate::error::{Invalid, NotKeyPair, Problem};
 use crate::generation::generate;
 use crate::preferred_algorithms::NewKeyPair;
@@ -57,15 +57,35 @@ pub enum RsaPadding {
 pub(crate) struct KeyPair {
     key: PKey<Private>,
     public: PublicHalf,
-    contexts: Contexts<SigningContext>,
-    /// A context has `key` itself.
-    is_taken: AtomicBool,
+    contexts: ContextPool<SigningContext>,
+    /// How many contexts were made.
+    made: AtomicUsize,
 }
 
 /// Ready for the private operation.
 struct SigningContext {
+    key: PKey<Private>,
     context: PkeyCtx<Private>,
     padding: Option<Padding>,
+}
+
+impl SigningContext {
+    fn new(key: PKey<Private>) -> Result<SigningContext, ErrorStack> {
+        let mut context = PkeyCtx::new(&key)?;
+        context.sign_init()?;
+        Ok(SigningContext { key, context, padding: None })
+    }
+
+    /// `padding` for RSA.
+    fn operate(&mut self, padding: Option<Padding>, input: &[u8]) -> Result<Vec<u8>, ErrorStack> {
+        if let Some(other) = padding.filter(|_| padding != self.padding) {
+            self.context.set_rsa_padding(other)?;
+            self.padding = padding;
+        }
+        let mut output = Vec::new();
+        self.context.sign_to_vec(input, &mut output)?;
+        Ok(output)
+    }
 }
 
 /// Worked out once: taking a key apart copies all of it in OpenSSL 3, and asks a token several times.
@@ -94,7 +114,7 @@ impl KeyPair {
         // Without a callback OpenSSL would ask on the terminal.
         let key = PKey::private_key_from_pem_callback(pem, |_| Ok(0)).map_err(NotKeyPair::Unreadable)?;
         let public = PublicHalf::of(&key).map_err(NotKeyPair::Unreadable)?;
-        let pair = KeyPair { key, public, contexts: Contexts::default(), is_taken: AtomicBool::new(false) };
+        let pair = KeyPair { key, public, contexts: ContextPool::default(), made: AtomicUsize::new(0) };
         // A flipped bit can leave a file that parses. With RSA a signature by such a key can give away the key.
         if pair.is_consistent() { Ok(pair) } else { Err(NotKeyPair::Inconsistent) }
     }
@@ -125,29 +145,28 @@ impl KeyPair {
     fn private_operation(&self, padding: Option<Padding>, input: &[u8]) -> Result<Vec<u8>, ErrorStack> {
         let mut signing = match self.contexts.take() {
             Some(signing) => signing,
-            None => self.new_context()?,
+            None => match self.made.fetch_add(1, Ordering::Relaxed) {
+                0 => SigningContext::new(self.key.clone())?,
+                number if number < ContextPool::<SigningContext>::size() => SigningContext::new(self.another_key()?)?,
+                _ => return SigningContext::new(self.key.clone())?.operate(padding, input),
+            },
         };
-        if let Some(other) = padding.filter(|_| padding != signing.padding) {
-            signing.context.set_rsa_padding(other)?;
-            signing.padding = padding;
+        let outcome = signing.operate(padding, input);
+        if outcome.is_err() {
+            // The key is as good as before, and a copy of it is dear.
+            signing = SigningContext::new(signing.key)?;
         }
-        let mut output = Vec::new();
-        signing.context.sign_to_vec(input, &mut output)?;
         self.contexts.keep(signing);
-        Ok(output)
+        outcome
     }
 
-    fn new_context(&self) -> Result<SigningContext, ErrorStack> {
-        // An RSA key has one blinding factor for all who use it at the same moment, and a lock around that.
-        let mut context = if self.is_rsa() && self.is_taken.swap(true, Ordering::Relaxed) {
-            let der = Zeroizing::new(self.key.private_key_to_der()?);
-            let copy = PKey::private_key_from_der(&der)?;
-            PkeyCtx::new(&copy)?
-        } else {
-            PkeyCtx::new(&self.key)?
-        };
-        context.sign_init()?;
-        Ok(SigningContext { context, padding: None })
+    /// An RSA key has one blinding factor for all who use it at the same moment, and a lock around that: each context has a copy.
+    fn another_key(&self) -> Result<PKey<Private>, ErrorStack> {
+        if !self.is_rsa() {
+            return Ok(self.key.clone());
+        }
+        let der = Zeroizing::new(self.key.private_key_to_der()?);
+        PKey::private_key_from_der(&der)
     }
 
     fn is_consistent(&self) -> bool {
@@ -347,9 +366,8 @@ mod tests {
     }
 
     /// What one operation leaves in a context must not be in the next, whichever padding that has and whether it failed.
-    #[test]
-    fn each_operation_is_as_the_first() {
-        let (pair, digest) = (pair(RSA_PEM), sha256(b"abc"));
+    fn assert_each_operation_is_as_the_first(pair: &KeyPair) {
+        let digest = sha256(b"abc");
         let whole: Vec<u8> = (0..128).collect();
         let fresh = |padding, input: &[u8]| self::pair(RSA_PEM).encrypt_rsa(padding, input).unwrap();
         let (padded, raw) = (fresh(RsaPadding::Pkcs1, &digest), fresh(RsaPadding::None, &whole));
@@ -361,6 +379,27 @@ mod tests {
             assert_eq!(pair.encrypt_rsa(RsaPadding::Pkcs1, &[]).unwrap(), fresh(RsaPadding::Pkcs1, &[]));
             assert!(pair.encrypt_rsa(RsaPadding::None, &digest).is_err());
         }
+    }
+
+    #[test]
+    fn a_copy_of_the_key_does_what_the_key_does() {
+        let pair = pair(RSA_PEM);
+        assert_each_operation_is_as_the_first(&pair);
+        let size = ContextPool::<SigningContext>::size();
+        let mut held = Vec::from_iter(pair.contexts.take());
+        for number in 1..size {
+            assert_each_operation_is_as_the_first(&pair);
+            assert_eq!(
+                pair.made.load(Ordering::Relaxed),
+                number + 1,
+                "neither an error nor the next operation costs a copy"
+            );
+            held.extend(pair.contexts.take());
+        }
+        assert_eq!(held.len(), size);
+        // More at once than are kept.
+        assert_each_operation_is_as_the_first(&pair);
+        assert!(pair.contexts.take().is_none());
     }
 
     #[test]

@@ -12,7 +12,7 @@
 mod aead;
 mod cache;
 mod content;
-mod contexts;
+mod context_pool;
 mod error;
 mod ffi;
 mod foreign;

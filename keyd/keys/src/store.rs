@@ -21,8 +21,8 @@ use crate::location::FileLocation;
 /// More than any key; a request body cannot carry as much.
 const LARGEST_FILE: u64 = 1024 * 1024;
 
-/// Bytes of a file whose key stays in memory: the largest RSA key that OpenSSL takes. All that stay take 20 megabytes at the worst, and
-/// rarely more than some hundred kilobytes.
+/// Bytes of a file whose key stays in memory: the largest RSA key that OpenSSL takes. All that stay take 20 megabytes for each processor at the
+/// worst, and rarely more than some hundred kilobytes.
 const LARGEST_KEPT: usize = 16 * 1024;
 
 /// How old an unfinished file is before nobody can be writing it any more: a disk may take its time, but not that much.

@@ -4,7 +4,7 @@ mod auth_value;
 mod index;
 mod tcti;
 
-use aziot_http::{Endpoint, server::MaxRequests};
+use aziot_http::{Endpoint, endpoint::built_in, server::MaxRequests};
 use serde::{Deserialize, Serialize};
 
 pub use auth_value::{AuthValue, Invalid as InvalidAuthValue};
@@ -64,12 +64,8 @@ pub struct Principal {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Endpoints {
     /// Its own. Default `unix:///run/aziot/tpmd.sock`.
-    #[serde(default = "tpmd")]
+    #[serde(default = "built_in::tpmd")]
     pub aziot_tpmd: Endpoint,
-}
-
-fn tpmd() -> Endpoint {
-    Endpoint::of_service("tpmd")
 }
 
 impl Endpoints {
@@ -82,7 +78,7 @@ impl Endpoints {
 
 impl Default for Endpoints {
     fn default() -> Self {
-        Self { aziot_tpmd: tpmd() }
+        Self { aziot_tpmd: built_in::tpmd() }
     }
 }
 

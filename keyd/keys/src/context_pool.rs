@@ -3,30 +3,35 @@
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-/// More threads than there are processors do not compute at the same moment.
-static MOST: LazyLock<usize> = LazyLock::new(|| thread::available_parallelism().map_or(1, usize::from));
+/// One for each processor: more are seldom in use at once.
+static SIZE: LazyLock<usize> = LazyLock::new(|| thread::available_parallelism().map_or(1, usize::from));
 
 /// Contexts that are prepared for one and the same key. Who uses one has it to himself.
-pub(crate) struct Contexts<T> {
+pub(crate) struct ContextPool<T> {
     idle: Mutex<Vec<T>>,
 }
 
-impl<T> Default for Contexts<T> {
+impl<T> Default for ContextPool<T> {
     fn default() -> Self {
         Self { idle: Mutex::default() }
     }
 }
 
-impl<T> Contexts<T> {
+impl<T> ContextPool<T> {
+    /// How many are kept at most.
+    pub(crate) fn size() -> usize {
+        *SIZE
+    }
+
     /// One that nobody uses.
     pub(crate) fn take(&self) -> Option<T> {
         self.idle().pop()
     }
 
-    /// Keeps a context for its next use; only after success, as what an error leaves behind in a context is not known.
+    /// Keeps a context for its next use; not after an error, as what that leaves behind in a context is not known.
     pub(crate) fn keep(&self, context: T) {
         let mut idle = self.idle();
-        if idle.len() < *MOST {
+        if idle.len() < Self::size() {
             idle.push(context);
         }
     }
@@ -42,9 +47,9 @@ mod tests {
 
     #[test]
     fn keeps_one_for_each_processor_at_most() {
-        let contexts = Contexts::default();
+        let contexts = ContextPool::default();
         assert!(contexts.take().is_none());
-        (0..=*MOST).for_each(|number| contexts.keep(number));
-        assert_eq!(std::iter::from_fn(|| contexts.take()).count(), *MOST);
+        (0..=ContextPool::<usize>::size()).for_each(|number| contexts.keep(number));
+        assert_eq!(std::iter::from_fn(|| contexts.take()).count(), ContextPool::<usize>::size());
     }
 }
