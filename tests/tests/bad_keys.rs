@@ -135,7 +135,11 @@ fn swapped_key_files_are_told_and_left_alone() -> Result<()> {
     let before = (fs::read(&k)?, fs::read(&p)?);
     swap()?;
     // A look at a key's file holds for some milliseconds.
-    eventually("a look at the swapped file", PATIENCE, || Ok(module::sign(&world, &key, b"m").is_err().then_some(())))?;
+    let public_key_now = || send(&world, "POST", "/parameters/ec-point", &point);
+    eventually("a look at the swapped files", PATIENCE, || {
+        let are_seen = module::sign(&world, &key, b"m").is_err() && public_key_now()?.status != 200;
+        Ok(are_seen.then_some(()))
+    })?;
     let message = json!({ "message": "" });
     let digest = json!({ "digest": "AAAA" });
     for (method, path, body, status) in [
@@ -153,9 +157,9 @@ fn swapped_key_files_are_told_and_left_alone() -> Result<()> {
     }
     assert_eq!((fs::read(&p)?, fs::read(&k)?), before);
     swap()?;
-    let signed = eventually("a look at the file put right", PATIENCE, || Ok(module::sign(&world, &key, b"m").ok()))?;
+    let signed = eventually("a look at the key put right", PATIENCE, || Ok(module::sign(&world, &key, b"m").ok()))?;
     assert_eq!(signed, signature);
-    assert_eq!(send(&world, "POST", "/parameters/ec-point", &point)?, public_key);
+    eventually("a look at the pair put right", PATIENCE, || Ok((public_key_now()? == public_key).then_some(())))?;
     Ok(())
 }
 
