@@ -15,6 +15,8 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, bail};
 use aziot_files::{Created, Mode};
 use openssl::{
+    cipher::Cipher,
+    cipher_ctx::CipherCtx,
     ec::{Asn1Flag, EcGroup, EcKey},
     hash::MessageDigest,
     nid::Nid,
@@ -23,7 +25,6 @@ use openssl::{
     rand::rand_priv_bytes,
     rsa::{Padding, Rsa},
     sign::Signer,
-    symm::{Cipher, encrypt_aead},
 };
 use serde::Serialize;
 use tempfile::TempDir;
@@ -116,28 +117,37 @@ fn work(operation: Operation, folder: &Path) -> Result<Work> {
         Operation::EcdsaP256 => {
             let group = p256()?;
             let key = PKey::from_ec_key(EcKey::generate(&group)?)?;
+            let mut context = PkeyCtx::new(&key)?;
+            context.sign_init()?;
             Box::new(move || {
-                let mut context = PkeyCtx::new(&key)?;
-                context.sign_init()?;
                 context.sign(&DIGEST, Some(&mut output))?;
                 Ok(())
             })
         }
         Operation::Rsa2048 => {
             let (key, input) = (PKey::from_rsa(Rsa::generate(2048)?)?, digest_info());
+            let mut context = PkeyCtx::new(&key)?;
+            context.sign_init()?;
+            context.set_rsa_padding(Padding::PKCS1)?;
             Box::new(move || {
-                let mut context = PkeyCtx::new(&key)?;
-                context.sign_init()?;
-                context.set_rsa_padding(Padding::PKCS1)?;
                 context.sign(&input, Some(&mut output))?;
                 Ok(())
             })
         }
-        Operation::Aead1Kib => Box::new(|| {
-            let mut tag = [0; 16];
-            encrypt_aead(Cipher::aes_256_gcm(), &[1; 32], Some(&IV), AAD, &PLAINTEXT, &mut tag)?;
-            Ok(())
-        }),
+        Operation::Aead1Kib => {
+            let mut context = CipherCtx::new()?;
+            context.encrypt_init(Some(Cipher::aes_256_gcm()), Some(&[1; 32]), None)?;
+            let mut ciphertext = Vec::with_capacity(2 * PLAINTEXT.len());
+            Box::new(move || {
+                let mut tag = [0; 16];
+                ciphertext.clear();
+                context.encrypt_init(None, None, Some(&IV))?;
+                context.cipher_update(AAD, None)?;
+                context.cipher_update_vec(&PLAINTEXT, &mut ciphertext)?;
+                context.cipher_final(&mut [])?;
+                Ok(context.tag(&mut tag)?)
+            })
+        }
         Operation::CreateKey => {
             let folder = folder.to_owned();
             Box::new(move || {

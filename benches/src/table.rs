@@ -13,9 +13,10 @@ use crate::{
 };
 
 /// Each line is measured so often, for a share of its time, and the best counts: what other tenants of a shared host take away is not the
-/// service's. All lines take turns, OpenSSL alone too, and another operation begins each time: what is compared has seen the same of the host,
-/// which may be slower after an operation that was hard work.
+/// service's. All lines take turns, OpenSSL alone too, there and back: what is compared has seen the same of the host, which may be slower after
+/// an operation that was hard work.
 pub(crate) const ROUNDS: u32 = 20;
+const _: () = assert!(ROUNDS.is_multiple_of(4), "there and back, each with OpenSSL alone first and last");
 
 /// The loads of each operation.
 const LOADS: [(Connections, usize); 4] =
@@ -30,17 +31,28 @@ pub(crate) fn measure(
 ) -> Result<()> {
     let subject = |operation| Subject::new(operation, service);
     let mut subjects = operations.into_iter().map(subject).collect::<Result<Vec<_>>>()?;
-    let count = subjects.len();
-    for number in 0..ROUNDS as usize {
-        for place in 0..count {
-            subjects[(number + place) % count].round(service, seconds / ROUNDS, number % 2 == 0)?;
+    for number in 0..ROUNDS {
+        let raw = if number % 2 == 0 { Turn::First } else { Turn::Last };
+        for subject in &mut subjects {
+            subject.round(service, seconds / ROUNDS, raw)?;
+        }
+        if number % 2 == 1 {
+            subjects.reverse();
         }
         report.progress()?;
     }
+    // Back in their order, as the number of rounds is what it is.
     for subject in subjects {
         subject.tell(report)?;
     }
     Ok(())
+}
+
+/// When OpenSSL alone is measured in a round.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    First,
+    Last,
 }
 
 /// An operation, its key made, and what was measured of it so far.
@@ -61,15 +73,15 @@ impl Subject {
         })
     }
 
-    fn round(&mut self, service: &Service, seconds: Duration, raw_is_first: bool) -> Result<()> {
-        if raw_is_first {
+    fn round(&mut self, service: &Service, seconds: Duration, raw: Turn) -> Result<()> {
+        if raw == Turn::First {
             self.raw_round(seconds)?;
         }
         for (line, (connections, concurrency)) in self.lines.iter_mut().zip(LOADS) {
             let load = Load { socket: service.socket(), connections, concurrency, seconds };
             line.round(service, load, &mut self.requests)?;
         }
-        if raw_is_first { Ok(()) } else { self.raw_round(seconds) }
+        if raw == Turn::Last { self.raw_round(seconds) } else { Ok(()) }
     }
 
     fn raw_round(&mut self, seconds: Duration) -> Result<()> {
