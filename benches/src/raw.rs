@@ -48,7 +48,7 @@ pub(crate) struct Raw {
     operation: Operation,
     /// Where new key files go.
     folder: TempDir,
-    best: Rates,
+    rounds: Vec<Rates>,
 }
 
 impl Raw {
@@ -58,20 +58,25 @@ impl Raw {
             return Ok(None);
         }
         let folder = tempfile::tempdir_in(folder).context("could not make a folder")?;
-        Ok(Some(Self { operation, folder, best: Rates { one_core: 0.0, all_cores: 0.0 } }))
+        Ok(Some(Self { operation, folder, rounds: Vec::new() }))
     }
 
     /// Measures once, on one processor for so long and on all of them.
     pub(crate) fn round(&mut self, seconds: Duration) -> Result<()> {
-        let Rates { one_core, all_cores } = self.best;
         let rate = |threads| rate(self.operation, self.folder.path(), threads, seconds);
-        self.best = Rates { one_core: one_core.max(rate(1)?), all_cores: all_cores.max(rate(cores())?) };
+        self.rounds.push(Rates { one_core: rate(1)?, all_cores: rate(cores())? });
         Ok(())
     }
 
+    /// What each round has come to.
+    pub(crate) fn rounds(&self) -> &[Rates] {
+        &self.rounds
+    }
+
     /// The best round of each.
-    pub(crate) fn best(self) -> Rates {
-        self.best
+    pub(crate) fn best(&self) -> Rates {
+        let best = |rate: fn(&Rates) -> f64| self.rounds.iter().map(rate).fold(0.0, f64::max);
+        Rates { one_core: best(|rates| rates.one_core), all_cores: best(|rates| rates.all_cores) }
     }
 }
 

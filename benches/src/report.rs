@@ -23,6 +23,8 @@ pub(crate) struct Measurement {
     pub(crate) concurrency: usize,
     /// OpenSSL without a service.
     pub(crate) raw: Option<Rates>,
+    /// What comes through of what all processors do raw, round by round; that of the round in the middle.
+    pub(crate) share_of_raw: Option<f64>,
     #[serde(flatten)]
     pub(crate) figures: Figures,
     /// The rate of the round in the middle, beside the best one of the other figures.
@@ -114,9 +116,7 @@ impl Report {
             let Figures { requests_per_second, p50_us, p99_us, .. } = line.figures;
             let raw =
                 |rate: fn(Rates) -> f64| line.raw.map_or_else(|| "-".to_owned(), |raw| format!("{:.0}", rate(raw)));
-            let share = line
-                .raw
-                .map_or_else(|| "-".to_owned(), |raw| format!("{:.0}%", requests_per_second / raw.all_cores * 100.0));
+            let share = line.share_of_raw.map_or_else(|| "-".to_owned(), |share| format!("{:.0}%", share * 100.0));
             let (one, all) = (raw(|rates| rates.one_core), raw(|rates| rates.all_cores));
             let (before, after) = (line.resident_before_kib, line.resident_after_kib);
             let kept = if line.connections == Connections::Kept { "kept" } else { "new" };
@@ -147,25 +147,31 @@ impl Report {
     /// What is asked of an operation at concurrency 8 over kept connections.
     fn target(&self, operation: Operation) -> Option<Scenario> {
         let line = self.busy(operation)?;
-        let raw = line.raw?;
-        let (wanted, target) = match operation {
+        let (raw, share) = (line.raw?, line.share_of_raw?);
+        let reached = line.figures.requests_per_second;
+        let at_least =
+            |wanted: f64, target| (reached >= wanted, format!("{reached:.0}/s of the {wanted:.0}/s wanted"), target);
+        let (met, outcome, target) = match operation {
             Operation::EcdsaP256 => {
-                ((raw.one_core / 3.0).max(15_000.0), "15,000/s or a third of one core, whichever is higher")
+                at_least((raw.one_core / 3.0).max(15_000.0), "15,000/s or a third of one core, whichever is higher")
             }
-            Operation::Rsa2048 => (raw.all_cores * 0.7, "70% of all cores"),
+            // The only one that needs all processors as raw does, and so the only one for which it counts whether the host had them to give.
+            Operation::Rsa2048 => (
+                share >= 0.7,
+                format!(
+                    "{:.0}% of all cores round by round; {reached:.0}/s of {:.0}/s, each at its best",
+                    share * 100.0,
+                    raw.all_cores
+                ),
+                "70% of all cores",
+            ),
             Operation::HmacSha256 | Operation::Aead1Kib => {
                 let empty = self.busy(Operation::EmptyRoute)?.figures.requests_per_second;
-                ((empty * 0.6).max(40_000.0), "40,000/s or 60% of the empty route, whichever is higher")
+                at_least((empty * 0.6).max(40_000.0), "40,000/s or 60% of the empty route, whichever is higher")
             }
             Operation::EmptyRoute | Operation::CreateKey | Operation::CreateKeyPair => return None,
         };
-        let reached = line.figures.requests_per_second;
-        Some(Scenario {
-            name: operation.name(),
-            outcome: format!("{reached:.0}/s of the {wanted:.0}/s wanted, 8 kept connections"),
-            target,
-            met: reached >= wanted,
-        })
+        Some(Scenario { name: operation.name(), outcome: format!("{outcome}, 8 kept connections"), target, met })
     }
 }
 

@@ -89,9 +89,8 @@ impl Subject {
     }
 
     fn tell(self, report: &mut Report) -> Result<()> {
-        let raw = self.raw.map(Raw::best);
         for (line, (connections, concurrency)) in self.lines.into_iter().zip(LOADS) {
-            report.measurements.push(line.measurement(self.operation, connections, concurrency, raw)?);
+            report.measurements.push(line.measurement(self.operation, connections, concurrency, self.raw.as_ref())?);
         }
         Ok(())
     }
@@ -119,14 +118,23 @@ impl Line {
         Ok(())
     }
 
+    /// What comes through of what all processors do raw, in the round in the middle: the two lie so close together that the host was the same.
+    fn share_of(&self, raw: &Raw) -> f64 {
+        let share = |(ours, raw): (&Figures, &Rates)| ours.requests_per_second / raw.all_cores;
+        let mut shares: Vec<_> = self.rounds.iter().zip(raw.rounds()).map(share).collect();
+        shares.sort_by(f64::total_cmp);
+        shares[shares.len() / 2]
+    }
+
     #[expect(clippy::cast_precision_loss, reason = "far fewer than 2^52 requests")]
     fn measurement(
         mut self,
         operation: Operation,
         connections: Connections,
         concurrency: usize,
-        raw: Option<Rates>,
+        raw: Option<&Raw>,
     ) -> Result<Measurement> {
+        let share_of_raw = raw.map(|raw| self.share_of(raw));
         self.rounds.sort_by(|one, other| one.requests_per_second.total_cmp(&other.requests_per_second));
         let figures = *self.rounds.last().context("nothing was measured")?;
         let (resident_before_kib, resident_after_kib) = self.resident.context("nothing was measured")?;
@@ -134,7 +142,8 @@ impl Line {
             operation,
             connections,
             concurrency,
-            raw,
+            raw: raw.map(Raw::best),
+            share_of_raw,
             figures,
             median_requests_per_second: self.rounds[self.rounds.len() / 2].requests_per_second,
             processor_us: self.worked.as_secs_f64() * 1e6 / self.requests as f64,
