@@ -3,8 +3,8 @@
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-/// One for each processor: more are seldom in use at once.
-static SIZE: LazyLock<usize> = LazyLock::new(|| thread::available_parallelism().map_or(1, usize::from));
+/// How many contexts of a key are kept: one for each processor, as more are seldom in use at once.
+pub(crate) static SIZE: LazyLock<usize> = LazyLock::new(|| thread::available_parallelism().map_or(1, usize::from));
 
 /// Contexts that are prepared for one and the same key. Who uses one has it to himself.
 pub(crate) struct ContextPool<T> {
@@ -18,11 +18,6 @@ impl<T> Default for ContextPool<T> {
 }
 
 impl<T> ContextPool<T> {
-    /// How many are kept at most.
-    pub(crate) fn size() -> usize {
-        *SIZE
-    }
-
     /// One that nobody uses.
     pub(crate) fn take(&self) -> Option<T> {
         self.idle().pop()
@@ -31,7 +26,7 @@ impl<T> ContextPool<T> {
     /// Keeps a context for its next use; not after an error, as what that leaves behind in a context is not known.
     pub(crate) fn keep(&self, context: T) {
         let mut idle = self.idle();
-        if idle.len() < Self::size() {
+        if idle.len() < *SIZE {
             idle.push(context);
         }
     }
@@ -49,7 +44,7 @@ mod tests {
     fn keeps_one_for_each_processor_at_most() {
         let contexts = ContextPool::default();
         assert!(contexts.take().is_none());
-        (0..=ContextPool::<usize>::size()).for_each(|number| contexts.keep(number));
-        assert_eq!(std::iter::from_fn(|| contexts.take()).count(), ContextPool::<usize>::size());
+        (0..=*SIZE).for_each(|number| contexts.keep(number));
+        assert_eq!(std::iter::from_fn(|| contexts.take()).count(), *SIZE);
     }
 }

@@ -14,7 +14,7 @@ use openssl::pkey_ctx::PkeyCtx;
 use openssl::rsa::{Padding, Rsa};
 use zeroize::Zeroizing;
 
-use crate::context_pool::ContextPool;
+use crate::context_pool::{self, ContextPool};
 use crate::error::{Invalid, NotKeyPair, Problem};
 use crate::generation::generate;
 use crate::preferred_algorithms::NewKeyPair;
@@ -147,7 +147,7 @@ impl KeyPair {
             Some(signing) => signing,
             None => match self.made.fetch_add(1, Ordering::Relaxed) {
                 0 => SigningContext::new(self.key.clone())?,
-                number if number < ContextPool::<SigningContext>::size() => SigningContext::new(self.another_key()?)?,
+                number if number < *context_pool::SIZE => SigningContext::new(self.another_key()?)?,
                 _ => return SigningContext::new(self.key.clone())?.operate(padding, input),
             },
         };
@@ -385,7 +385,7 @@ mod tests {
     fn a_copy_of_the_key_does_what_the_key_does() {
         let pair = pair(RSA_PEM);
         assert_each_operation_is_as_the_first(&pair);
-        let size = ContextPool::<SigningContext>::size();
+        let size = *context_pool::SIZE;
         let mut held = Vec::from_iter(pair.contexts.take());
         for number in 1..size {
             assert_each_operation_is_as_the_first(&pair);
